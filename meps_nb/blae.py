@@ -122,8 +122,8 @@ def to_bytes(images: Tensor) -> Tensor:
 # %% ../nbs/model/13_blae.ipynb #psnr
 def psnr(a: Tensor, b: Tensor # images as bytes, same shape
         ) -> float:           # dB
-    "Peak signal-to-noise ratio over the whole set, 10·log₁₀(255²/MSE)."
-    mse = F.mse_loss(a.double(), b.double())
+    "Peak signal-to-noise ratio over the whole set, 10·log₁₀(255²/MSE); an MSE below 1e-6 counts as 1e-6 (108 dB)."
+    mse = F.mse_loss(a.double(), b.double()).clamp(min=1e-6)
     return (10*torch.log10(255**2/mse)).item()
 
 def bit_usage(tokens: Tensor, # (n, h, w)

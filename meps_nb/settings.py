@@ -30,9 +30,9 @@ def parse_gamma(value: int | str # what the user wrote
     return int(text)
 
 # %% ../nbs/model/10_settings.ipynb #option
-def option(default, help, low=None, high=None):
-    "A field of `Settings` with its help text and, for numbers, its allowed range (both ends included)."
-    return field(default=default, metadata=dict(help=help, low=low, high=high))
+def option(default, help, low=None, high=None, choices=None):
+    "A field of `Settings` with its help text and its allowed range (both ends included) or choices."
+    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices))
 
 # %% ../nbs/model/10_settings.ipynb #settings
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Settings:
     steps: int = option(1500, 'training steps of the autoencoder', 1)
     batch_size: int = option(16, 'images per training step', 1)
     lr: float = option(1e-3, 'peak learning rate', 1e-9, 1.)
+    model: str = option('empirical', 'the γ-ARVM that draws the samples: empirical', choices=('empirical',))
     gammas: tuple = option((0, 1, 2, 3, 4, 5, 7, 10, GLOBAL), 'observation ranges, comma-separated')
     samples: int = option(64, 'samples drawn at each γ', 1)
     seed: int = option(0, 'seed of every random choice', 0, 2**63 - 1)
@@ -60,7 +61,8 @@ class Settings:
 # %% ../nbs/model/10_settings.ipynb #check-field
 def check_field(name, value, meta):
     "Raise `InputError` unless `value` lies in the range that the field's metadata allows."
-    low, high = meta['low'], meta['high']
+    low, high, choices = meta['low'], meta['high'], meta['choices']
+    if choices and value not in choices: raise InputError(f"{name}: {value!r} is unknown; give {' or '.join(choices)}")
     if low is not None and not value >= low or high is not None and not value <= high:  # `not >=` also refuses NaN
         limits = f'at least {low}' if high is None else f'from {low} to {high}'
         raise InputError(f'{name}: {value} is out of range; give a number {limits}')
