@@ -307,7 +307,7 @@ def study(settings: Settings = Settings(), # everything that the result depends 
         images = in_batches(model.decode, torch.from_numpy(drawn[gamma]['tokens']))
         row, nearest[gamma] = measured(gamma, drawn[gamma], bank, images, reference, model.eps, s.bits)
         sweep.append(row | {'held_out_distance_mean': honest.distance.mean})
-        say(f"  γ = {gamma}: {percent(row['copy_rate'])} copies, {row['sources_per_image_mean']:.1f} sources per image, coherence {row['coherence']:.2f}")
+        say(f"  {at(gamma)}: {percent(row['copy_rate'])} copies, {row['sources_per_image_mean']:.1f} sources per image, coherence {row['coherence']:.2f}")
 
     results = dict(
         verdict=verdict(sweep, honest.copy_rate.mean), eps=model.eps, copy_threshold_bits=copy_threshold(s.bits*bank[0].numel(), model.eps),
