@@ -149,7 +149,7 @@ def verdict(sweep: list[dict], # rows in the order of γ
         text.append(f"{start} {percent(*(r['copy_rate'] for r in late))} of samples are training images "
                     f"with {percent(*(r['nn_distance_mean'] for r in late))} of their bits flipped.")
     new = [r['coherence'] for r in sweep[:appear] if r['coherence'] is not None]
-    if new: text.append(f"Before that, samples are no copies; their neighbouring pixels differ {span(new, '.2f')} times as much as real images' do.")
+    if new: text.append(f"Before that there are no more copies than among held-out images, and neighbouring pixels differ {span(new, '.2f')} times as much as theirs.")
     return ' '.join(text + [f'By the same measure {percent(held_out_rate)} of held-out images would pass for copies.'])
 
 # %% ../nbs/model/19_study.ipynb #tile
