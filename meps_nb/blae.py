@@ -75,7 +75,7 @@ class BLAE(nn.Module):
                 ):
         super().__init__()
         if not 1 <= bits <= MAX_BITS: raise ValueError(f'bits: {bits}; give 1 to {MAX_BITS}')
-        self.bits, self.sigma, self.eps, self.soft_share = bits, sigma, flip_probability(sigma), soft_share
+        self.bits, self.sigma, self.eps, self.soft_share = bits, sigma, flip_probability(sigma).item(), soft_share
         self.encoder = patch_network(channels, bits, width, blocks)
         self.decoder = patch_network(2*bits, channels, width, blocks)
 
