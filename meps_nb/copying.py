@@ -9,20 +9,12 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
+from .theory.memorization import copy_threshold
 from .tokens import nearest
 
 # %% auto #0
-__all__ = ['copy_threshold', 'Interval', 'bootstrap_mean', 'rate', 'sources_per_image', 'run_lengths', 'neighbour_difference',
-           'coherence', 'CopyEvidence', 'copy_evidence']
-
-# %% ../nbs/model/17_copying.ipynb #copy-threshold
-def copy_threshold(m: int,              # bits per image
-                   eps: float,          # flip probability of one bit
-                   level: float = .999, # share of true copies to recognize
-                  ) -> int:             # largest distance in bits that still counts as a copy
-    "Quantile of the number of flips in m bits, Binomial(m, ε)."
-    if not 0 <= eps <= .5: raise ValueError(f'eps: {eps}; give a flip probability from 0 to ½')
-    return int(stats.binom.ppf(level, m, eps))
+__all__ = ['Interval', 'bootstrap_mean', 'rate', 'sources_per_image', 'run_lengths', 'neighbour_difference', 'coherence',
+           'CopyEvidence', 'copy_evidence']
 
 # %% ../nbs/model/17_copying.ipynb #bootstrap
 class Interval(NamedTuple):

@@ -19,9 +19,10 @@ from torch import Tensor
 from . import __version__
 from .arvm import EmpiricalARVM
 from .blae import BLAE, bit_usage, flip, psnr
-from .copying import coherence, copy_evidence, copy_threshold, run_lengths, sources_per_image
+from .copying import coherence, copy_evidence, run_lengths, sources_per_image
 from .data import ImageSet, load_images
 from .settings import GLOBAL, InputError, Settings, convert, load_preset, PRESETS
+from .theory.memorization import copy_threshold
 from .tokens import code_to_tokens, effective_gamma, tokens_to_code
 from .train import fit, pick_device
 

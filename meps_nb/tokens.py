@@ -4,14 +4,12 @@
 
 # %% ../nbs/model/12_tokens.ipynb #imports
 from __future__ import annotations
-import numpy as np
 import torch
 from torch import Tensor
 from .settings import GLOBAL, parse_gamma
 
 # %% auto #0
-__all__ = ['MAX_BITS', 'code_to_tokens', 'tokens_to_code', 'check_tokens', 'popcount', 'nearest', 'causal_window',
-           'effective_gamma']
+__all__ = ['MAX_BITS', 'code_to_tokens', 'tokens_to_code', 'check_tokens', 'popcount', 'nearest', 'effective_gamma']
 
 # %% ../nbs/model/12_tokens.ipynb #code-to-tokens
 MAX_BITS = 8
@@ -69,16 +67,6 @@ def nearest(queries: Tensor,    # (m, h, w) tokens
         closer = product > best
         best, index = torch.where(closer, product, best), torch.where(closer, i + start, index)
     return ((a.shape[1] - best)/2).long(), index
-
-# %% ../nbs/model/12_tokens.ipynb #causal-window
-def causal_window(h: int, w: int, i: int, j: int, # grid, and the token's row and column
-                  gamma: int | str,               # observation range
-                 ) -> np.ndarray:                 # (h, w) bool
-    "The cells that a token's distribution may depend on."
-    r, c = np.mgrid[:h, :w]
-    past = (r < i) | (r == i) & (c < j)
-    if gamma == GLOBAL: return past
-    return past & (abs(r - i) <= gamma) & (abs(c - j) <= gamma)
 
 # %% ../nbs/model/12_tokens.ipynb #effective-gamma
 def effective_gamma(gamma: int | str, h: int, w: int) -> int | str:
