@@ -81,12 +81,13 @@ def reconstruction_floor_monte_carlo(images, # (n, …)
 # %% ../../nbs/theory/01_exclusivity.ipynb #entropy
 def binary_entropy(p) -> Tensor:
     "h_b(p) in bits."
-    p = real(p, 'p', 0., 1.)
-    return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))/math.log(2)
+    return fano_entropy(real(p, 'p', 0., 1.), 2)
 
-def fano_entropy(error, n: int) -> Tensor:
+def fano_entropy(error: Tensor, # float64, 0 to 1 − 1/n
+                 n: int) -> Tensor:
     "h_b(e) + e·log₂(n − 1) in bits: the most uncertainty about one of n images that an error probability e allows."
-    return binary_entropy(error) + torch.as_tensor(error, dtype=torch.float64)*math.log2(n - 1)
+    e = error
+    return -(torch.xlogy(e, e) + torch.xlogy(1 - e, 1 - e))/math.log(2) + e*math.log2(n - 1)
 
 def error_floor(rate,  # R ≥ 0 in bits: mean KL of the latents' laws to any common prior
                 n: int = 2, # images

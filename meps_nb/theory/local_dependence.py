@@ -91,7 +91,9 @@ class MarkovMesh:
 
     def logits(self, fields: Tensor) -> Tensor: # (n, h, w) tokens 0 or 1 → (n, h, w)
         "Log-odds of every token given its past."
-        spins = 2*fields.double() - 1
+        z = torch.as_tensor(fields)
+        if z.ndim != 3 or ((z != 0) & (z != 1)).any(): raise ValueError(f'fields: shape {tuple(z.shape)}; give (n, h, w) tokens 0 or 1')
+        spins = 2*z.double() - 1
         return F.conv2d(spins[:, None], self.couplings[None, None], padding=self.gamma)[:, 0]
 
     def sample(self, n: int, h: int, w: int, seed: int = 0) -> Tensor:
@@ -105,7 +107,7 @@ class MarkovMesh:
 
     def nll(self, fields: Tensor) -> Tensor:
         "Exact −log₂ probability of every token, (n, h, w)."
-        return F.softplus(torch.where(fields > 0, -1., 1.)*self.logits(fields))/math.log(2)
+        return F.softplus(torch.where(torch.as_tensor(fields) > 0, -1., 1.)*self.logits(fields))/math.log(2)
 
     def joint(self, h: int, w: int) -> Tensor:
         "The exact law of a small field as a table with one axis for each cell."
