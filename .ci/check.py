@@ -6,10 +6,12 @@
 
 The last line is `N passed, N failed`; the exit code is 1 if anything failed.
 """
-import ast, json, os, re, shutil, subprocess, sys, tempfile, time
+import ast, os, re, shutil, subprocess, sys, tempfile, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+import yaml
+from fastcore.nbio import read_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -17,21 +19,22 @@ BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'PATH': f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
 MAX_NOTEBOOK = 500_000  # bytes
 CELL_TIMEOUT = '600'    # seconds
-DIRECTIVES = {'default_exp', 'export', 'exports', 'exporti', 'hide', 'hide_line', 'slow', 'gpu', 'widget', 'notest',
-              'echo', 'eval', 'output', 'warning', 'code-fold'}
+DIRECTIVES = {'default_exp', 'export', 'exports', 'exporti', 'hide', 'slow', 'gpu', 'widget', 'echo'}  # add one here before using it
 
 
 def notebooks():
     return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
-def cells(path, kind='code'):
-    "The cells of one kind as (id, source, cell)."
-    for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
-        if c['cell_type'] == kind: yield c['id'], ''.join(c['source']), c
+def code_cells(path):
+    return [c for c in read_nb(path).cells if c.cell_type == 'code']
 
-def directives(source):
-    "Names of a cell's directives: the comment lines `#| name …` or `#| name: value`."
-    return [re.split(r'[:\s]', line[2:].strip(), maxsplit=1)[0] for line in source.splitlines() if line.startswith('#|')]
+def checkout(target):
+    "Copy what git holds or would add, the working tree of a clean clone."
+    names = run('git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard').stdout.split('\0')
+    for name in filter(None, names):
+        if (ROOT/name).exists():
+            (target/name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT/name, target/name, follow_symlinks=False)
 
 def run(*command, cwd=ROOT, env=ENV):
     return subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True)
@@ -46,7 +49,7 @@ def clean_and_exported():
     "nbdev-clean and nbdev-export change nothing, and every module comes from a notebook"
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)/'copy'
-        shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns('.git', '.venv', '*.egg-info', '__pycache__', 'study', '_docs', '_proc', 'build'))
+        checkout(copy)
         for name in modules(copy):
             if name != 'meps_nb/__init__.py': (copy/name).unlink()   # the version lives there
         for tool in ('nbdev-export', 'nbdev-clean'):
@@ -61,48 +64,60 @@ def clean_and_exported():
 
 def unique_names():
     "No two notebooks export one module or share a file name"
-    exports = Counter(line.split()[2] for p in notebooks() for _, s, _ in cells(p) for line in s.splitlines() if line.startswith('#| default_exp'))
+    exports = Counter(c.directives['default_exp'] for p in notebooks() for c in code_cells(p) if 'default_exp' in c.directives)
     stems = Counter(p.stem for p in notebooks())
     for what, count in (*exports.items(), *stems.items()):
         if count > 1: yield f'{what} is defined by {count} notebooks'
 
 def known_directives():
-    "No unknown directive, which nbdev would ignore in silence"
+    "No directive that nbdev would ignore in silence, and none that skips a notebook's tests"
     for p in notebooks():
-        for id_, source, _ in cells(p):
-            for d in directives(source):
-                if d not in DIRECTIVES: yield f'{p.name}, cell {id_}: unknown directive {d!r}'
+        for cell in read_nb(p).cells:
+            where = f'{p.name}, cell {cell.id}'
+            if cell.cell_type != 'code':
+                if 'skip_exec' in cell.source: yield f'{where}: skip_exec would skip the whole notebook'
+                continue
+            for d in cell.directives:
+                if d not in DIRECTIVES: yield f'{where}: unknown directive {d!r}'
+            body = cell.source.splitlines()
+            while body and (body[0].startswith('#') or not body[0].strip()): body.pop(0)
+            if any(re.match(r'\s*#\s*\|', line) for line in body): yield f'{where}: a directive after the first line of code is ignored'
 
 def plain_docstrings():
-    "No TeX in a docstring, where a backslash would be an escape"
+    "No TeX in a docstring, where a backslash is an escape"
     for name, code in modules(ROOT).items():
         for node in ast.walk(ast.parse(code)):
-            if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)):
+            if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)):  # control characters: what became of an escape like that of tau
                 text = ast.get_docstring(node, clean=False) or ''
-                if '$' in text or '\\' in text: yield f"{name}: TeX in the docstring of {getattr(node, 'name', 'the module')}"
+                if re.search(r'[$\\]|[\x00-\x09\x0b-\x1f]', text): yield f"{name}: TeX in the docstring of {getattr(node, 'name', 'the module')}"
 
 def separate_imports():
     "In cells that are not exported, imports stand alone: the site's build executes every cell with an import"
     for p in notebooks():
-        for id_, source, _ in cells(p):
-            if {'export', 'exports', 'exporti'} & set(directives(source)): continue
-            kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(re.sub(r'^[%!].*', '', source, flags=re.M)).body}
-            if len(kinds) > 1: yield f'{p.name}, cell {id_}: imports mixed with other code'
+        for cell in code_cells(p):
+            if {'export', 'exports', 'exporti'} & cell.directives.keys(): continue
+            tree = ast.parse(re.sub(r'^[%!].*', '', cell.source, flags=re.M))
+            imports = (ast.Import, ast.ImportFrom)
+            if any(isinstance(n, imports) for n in ast.walk(tree)) and not all(isinstance(n, imports) for n in tree.body):
+                yield f'{p.name}, cell {cell.id}: imports mixed with other code'
 
 def sound_outputs():
     "Stored outputs hold no error and no warning, pictures are PNG, and no notebook is too big"
     for p in notebooks():
         if p.stat().st_size > MAX_NOTEBOOK: yield f'{p.name}: {p.stat().st_size} bytes, more than {MAX_NOTEBOOK}'
-        for id_, _, cell in cells(p):
-            for o in cell['outputs']:
-                if o['output_type'] == 'error' or o.get('name') == 'stderr': yield f'{p.name}, cell {id_}: stored output is an error or a warning'
-                if 'image/svg+xml' in o.get('data', {}): yield f'{p.name}, cell {id_}: an SVG figure; store a PNG'
+        for cell in code_cells(p):
+            for o in cell.outputs:
+                if o['output_type'] == 'error' or o.get('name') == 'stderr': yield f'{p.name}, cell {cell.id}: stored output is an error or a warning'
+                if 'image/svg+xml' in o.get('data', {}): yield f'{p.name}, cell {cell.id}: an SVG figure; store a PNG'
 
 def in_the_sidebar():
-    "Every notebook stands in the site's sidebar"
-    sidebar = (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8')
-    for p in notebooks():
-        if p.relative_to(ROOT/'nbs').as_posix() not in sidebar: yield f'{p.name} is missing in nbs/sidebar.yml'
+    "The site's sidebar lists exactly the notebooks that there are"
+    def entries(node): # every path in the nested lists
+        if isinstance(node, str): yield node
+        else: yield from (e for child in node for e in (entries(child['contents']) if isinstance(child, dict) else entries(child)))
+    sidebar = yaml.safe_load((ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']
+    listed, there = Counter(entries(sidebar['contents'])), Counter(p.relative_to(ROOT/'nbs').as_posix() for p in notebooks())
+    for name in (listed - there) + (there - listed): yield f"{name} is {'missing from' if name in there else 'no notebook, but in'} nbs/sidebar.yml"
 
 def book_rendered():
     "README.md and docs/ are what the notebooks' stored outputs say"
@@ -113,7 +128,7 @@ def wheel_works():
     "A wheel built from a clean checkout holds all it needs, and its command runs outside of the repository"
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
-        shutil.copytree(ROOT, tmp/'source', symlinks=True, ignore=shutil.ignore_patterns('.git', '.venv', '*.egg-info', '__pycache__', 'build', 'study', '_docs', '_proc'))
+        checkout(tmp/'source')
         pip = (sys.executable, '-m', 'pip', '--disable-pip-version-check')
         for step in ((*pip, 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp/'wheels', tmp/'source'),
                      (*pip, 'install', '-q', '--no-deps', '--no-index', '--target', tmp/'installed', '--find-links', tmp/'wheels', 'meps_nb')):

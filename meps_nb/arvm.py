@@ -23,7 +23,7 @@ class WindowDistances:
                  n: int,                   # B grids at once
                  gamma: int | str,         # observation range
                 ):
-        self.bank, (self.h, self.w, N) = bank, bank.shape
+        self.bank, self.n, (self.h, self.w, N) = bank, n, bank.shape
         self.gamma = math.inf if effective_gamma(gamma, self.h, self.w) == GLOBAL else effective_gamma(gamma, self.h, self.w)
         count = torch.int16 if 8*self.h*self.w < 2**15 else torch.int32  # no distance can overflow it
         zeros = lambda *shape, dtype: torch.zeros(*shape, n, N, dtype=dtype, device=bank.device)
@@ -82,30 +82,33 @@ class EmpiricalARVM:
         excess = (distances - distances.amin(1, keepdim=True)).clamp_(max=self.negligible)
         return (excess.double()*self.log_odds).exp_()
 
-    def chunks(self, n: int, desc: str, unit: str):
-        "Ranges of images to work on together, with a progress bar over images."
+    def walk(self, n: int, gamma: int | str, desc: str):
+        "Windows and cells to visit, `(first image, windows, i, j)`, a few images at a time, with a progress bar over tokens."
         size = max(1, 2**19//self.n)
-        with tqdm(total=n, desc=desc, unit=unit, leave=False) as bar:
+        with tqdm(total=n*self.h*self.w, desc=f'{desc} at γ = {gamma}', unit='token', unit_scale=True, leave=False) as bar:
             for start in range(0, n, size):
-                yield start, min(n, start + size)
-                bar.update(min(n, start + size) - start)
+                windows = WindowDistances(self.bank, min(size, n - start), gamma)
+                for i, j in np.ndindex(self.h, self.w):
+                    yield start, windows, i, j
+                    bar.update(windows.n)
 
     def sample(self, n: int,         # images to draw
                gamma: int | str,     # observation range
                seed: int = 0,
               ) -> Samples:
         "Draw images token by token in raster order, keeping each token's source."
-        rng, parts = np.random.default_rng(seed), []
-        for start, stop in self.chunks(n, f'sampling at γ = {gamma}', 'image'):
-            u = torch.from_numpy(rng.random((stop - start, self.h, self.w, 1 + self.bits))).to(self.bank.device)
-            flips = ((u[..., 1:] < self.eps)*2**torch.arange(self.bits, device=u.device)).sum(-1).to(torch.uint8)
-            windows = WindowDistances(self.bank, stop - start, gamma)
-            source = torch.empty(u.shape[:3], dtype=torch.long, device=u.device)
-            for i, j in np.ndindex(self.h, self.w):
-                source[:, i, j] = draw(self.weights(windows.current), u[:, i, j, 0])
-                windows.push(self.bank[i, j][source[:, i, j]] ^ flips[:, i, j])
-            parts.append((windows.tokens.permute(2, 0, 1), source))
-        return Samples(*(torch.cat(p) for p in zip(*parts)))
+        rng, device = np.random.default_rng([seed, 2]), self.bank.device
+        tokens = torch.empty(n, self.h, self.w, dtype=torch.uint8, device=device)
+        source = torch.empty(n, self.h, self.w, dtype=torch.long, device=device)
+        for start, windows, i, j in self.walk(n, gamma, 'sampling'):
+            here = slice(start, start + windows.n)
+            if i == j == 0:
+                u = torch.from_numpy(rng.random((windows.n, self.h, self.w, 1 + self.bits))).to(device)
+                flips = ((u[..., 1:] < self.eps)*2**torch.arange(self.bits, device=device)).sum(-1).to(torch.uint8)
+            source[here, i, j] = draw(self.weights(windows.current), u[:, i, j, 0])
+            tokens[here, i, j] = self.bank[i, j][source[here, i, j]] ^ flips[:, i, j]
+            windows.push(tokens[here, i, j])
+        return Samples(tokens, source)
 
     def nll(self, tokens: Tensor,    # (n, h, w) to score
             gamma: int | str,        # observation range
@@ -115,13 +118,12 @@ class EmpiricalARVM:
         if tokens.shape[1:] != (self.h, self.w): raise ValueError(f'tokens: grid {tuple(tokens.shape[1:])}, the bank has {(self.h, self.w)}')
         tokens = tokens.to(self.bank)
         nll = torch.empty(tokens.shape, dtype=torch.float64, device=tokens.device)
-        for start, stop in self.chunks(len(tokens), f'scoring at γ = {gamma}', 'image'):
-            windows = WindowDistances(self.bank, stop - start, gamma)
-            for i, j in np.ndindex(self.h, self.w):
-                w, z = self.weights(windows.current), tokens[start:stop, i, j]
-                windows.push(z)
-                kernel = (windows.distance(i, j).double()*self.log_odds).exp_()  # κ / (1 − ε)ᴷ
-                nll[start:stop, i, j] = -torch.log2((w*kernel).sum(1)/w.sum(1)) - self.bits*math.log2(1 - self.eps)
+        for start, windows, i, j in self.walk(len(tokens), gamma, 'scoring'):
+            here = slice(start, start + windows.n)
+            w = self.weights(windows.current)
+            windows.push(tokens[here, i, j])
+            kernel = (windows.distance(i, j).double()*self.log_odds).exp_()  # κ / (1 − ε)ᴷ
+            nll[here, i, j] = -torch.log2((w*kernel).sum(1)/w.sum(1)) - self.bits*math.log2(1 - self.eps)
         return nll
 
 # %% ../nbs/model/15_arvm.ipynb #draw

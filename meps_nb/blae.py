@@ -22,9 +22,9 @@ def straight_through_sign(soft: Tensor) -> Tensor:
     hard = torch.where(soft >= 0, 1., -1.)
     return hard + (soft - soft.detach())  # exactly ±1: the bracket is exactly 0
 
-def flip(code: Tensor, eps: float) -> Tensor:
+def flip(code: Tensor, eps: float, generator: torch.Generator | None = None) -> Tensor:
     "Send a ±1 code through a binary symmetric channel: each sign turns with probability ε."
-    return torch.where(torch.rand_like(code) < eps, -code, code)
+    return torch.where(torch.rand(code.shape, generator=generator, device=code.device) < eps, -code, code)
 
 # %% ../nbs/model/13_blae.ipynb #gray
 def tent_folds(x: Tensor, bits: int # grey value(s) in [−1, 1]: (n, 1, h, w)

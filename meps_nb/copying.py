@@ -25,14 +25,14 @@ class Interval(NamedTuple):
 
 def bootstrap_mean(values, n_boot: int = 2000, seed: int = 0) -> Interval:
     "Mean of a sample with its 95 % percentile-bootstrap interval."
-    x = np.asarray(values, float)
-    means = x[np.random.default_rng(seed).integers(len(x), size=(n_boot, len(x)))].mean(1)
+    x, rng = np.asarray(values, float), np.random.default_rng(seed)
+    means = [x[rng.integers(len(x), size=len(x))].mean() for _ in range(n_boot)]
     return Interval(x.mean().item(), *np.quantile(means, [.025, .975]).tolist())
 
 def rate(hits, n_boot: int = 2000, seed: int = 0) -> Interval:
-    "Share of true values with its 95 % interval: bootstrap, or Clopper–Pearson where all values agree."
+    "Share of true values with its 95 % interval: bootstrap, or Clopper–Pearson where fewer than five are on one side."
     hits = np.asarray(hits, bool)
-    if hits.all() or not hits.any():
+    if min(hits.sum(), (~hits).sum()) < 5:
         exact = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(.95, 'exact')
         return Interval(float(hits.mean()), float(exact.low), float(exact.high))
     return bootstrap_mean(hits, n_boot, seed)
@@ -56,8 +56,9 @@ def neighbour_difference(images: Tensor  # (n, c, h, w)
     return torch.cat([(x[..., 1:] - x[..., :-1]).flatten(), (x[..., 1:, :] - x[..., :-1, :]).flatten()]).abs().mean().item()
 
 def coherence(images: Tensor, reference: Tensor) -> float:
-    "Neighbour difference relative to that of reference images: 1 is alike, larger is more broken up."
-    return neighbour_difference(images)/neighbour_difference(reference)
+    "Neighbour difference relative to that of reference images: 1 is alike, larger is more broken up; NaN where undefined."
+    expected = neighbour_difference(reference)
+    return neighbour_difference(images)/expected if expected else float('nan')
 
 # %% ../nbs/model/17_copying.ipynb #copy-evidence
 class CopyEvidence(NamedTuple):
@@ -65,6 +66,7 @@ class CopyEvidence(NamedTuple):
     copy_rate: Interval   # share within the flip budget of a training image
     distance: Interval    # mean distance to the nearest training image, as a fraction of bits
     nearest: Tensor       # (n,) index of that training image
+    bits_apart: Tensor    # (n,) distance to it in bits
     is_copy: Tensor       # (n,) bool
 
 def copy_evidence(tokens: Tensor, # (n, h, w) samples
@@ -76,4 +78,4 @@ def copy_evidence(tokens: Tensor, # (n, h, w) samples
     m = bits*bank[0].numel()
     distance, index = nearest(tokens, bank, bits)
     is_copy = distance <= copy_threshold(m, eps)
-    return CopyEvidence(rate(is_copy.cpu()), bootstrap_mean(distance.cpu()/m), index, is_copy)
+    return CopyEvidence(rate(is_copy.cpu()), bootstrap_mean(distance.cpu()/m), index, distance, is_copy)

@@ -4,7 +4,7 @@
 
 # %% ../nbs/model/11_data.ipynb #imports
 from __future__ import annotations
-import gzip, hashlib, os
+import gzip, hashlib, os, zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from .settings import InputError
 
 # %% auto #0
-__all__ = ['MIN_IMAGES', 'DEBIAN_FASHION', 'CACHE', 'NAMED_SETS', 'ImageSet', 'random_split', 'cap_training', 'as_images',
-           'load_array', 'load_digits', 'read_idx', 'load_fashion_mnist', 'load_torchvision', 'read_image',
+__all__ = ['MIN_IMAGES', 'DEBIAN_FASHION', 'NAMED_SETS', 'ImageSet', 'random_split', 'cap_training', 'as_images', 'load_array',
+           'load_digits', 'read_idx', 'load_fashion_mnist', 'load_torchvision', 'eight_bits', 'read_image', 'printable',
            'load_folder', 'load_images']
 
 # %% ../nbs/model/11_data.ipynb #image-set
@@ -50,7 +50,7 @@ def random_split(n: int,          # number of images
                 ) -> np.ndarray:  # (n,) bool, true where held out
     "A seeded random choice of held-out images."
     held_out = np.zeros(n, bool)
-    held_out[np.random.default_rng(seed).permutation(n)[:max(2, round(fraction*n))]] = True
+    held_out[np.random.default_rng([seed, 0]).permutation(n)[:max(2, round(fraction*n))]] = True
     return held_out
 
 # %% ../nbs/model/11_data.ipynb #cap-training
@@ -87,7 +87,7 @@ def as_images(array: np.ndarray,    # (n, h, w), (n, c, h, w) or (n, h, w, c)
 # %% ../nbs/model/11_data.ipynb #array-loader
 def load_array(path: str | Path) -> dict:
     "Images from a `.npy` file."
-    try: array = np.load(path, allow_pickle=False)
+    try: array = np.load(path, mmap_mode='r', allow_pickle=False)
     except (ValueError, EOFError, OSError) as e: raise InputError(f'{path}: not a readable .npy array ({e})') from None
     return dict(images=as_images(array, str(path)), name=Path(path).stem)
 
@@ -103,9 +103,9 @@ def read_idx(path: str | Path) -> np.ndarray:
     "Read a gzipped IDX file of unsigned bytes."
     try:
         with gzip.open(path) as f: raw = f.read()
-    except (OSError, EOFError) as e: raise InputError(f'{path}: not a readable gzip file ({e})') from None
-    rank = raw[3] if raw[:3] == b'\0\0\x08' else 0
-    shape = tuple(np.frombuffer(raw, '>u4', rank, 4)) if rank else ()
+    except (OSError, EOFError, zlib.error) as e: raise InputError(f'{path}: not a readable gzip file ({e})') from None
+    rank = raw[3] if raw[:3] == b'\0\0\x08' and len(raw) > 3 else 0
+    shape = tuple(int.from_bytes(raw[4*k:4*k + 4], 'big') for k in range(1, 1 + rank))
     if not rank or len(raw) != 4 + 4*rank + np.prod(shape): raise InputError(f'{path}: not a complete IDX file of bytes')
     return np.frombuffer(raw, np.uint8, offset=4 + 4*rank).reshape(shape).copy()
 
@@ -121,8 +121,6 @@ def load_fashion_mnist(folder: Path = DEBIAN_FASHION) -> dict:
                 held_out=np.arange(len(images)) >= len(parts[0][0]))
 
 # %% ../nbs/model/11_data.ipynb #torchvision-loader
-CACHE = Path(os.environ.get('MEPS_NB_DATA', Path.home()/'.cache'/'meps_nb'))
-
 def load_torchvision(name: str,       # as the user calls it
                      cls: str,        # class in `torchvision.datasets`
                      other: str = '', # another way to get the set, for the error message
@@ -131,27 +129,38 @@ def load_torchvision(name: str,       # as the user calls it
     try: from torchvision import datasets
     except (ImportError, RuntimeError) as e:  # RuntimeError: a torchvision built for another torch
         raise InputError(f"{name}: needs torchvision ({e}); run pip install 'meps_nb[vision]' {other}".rstrip()) from None
-    try: train, test = (getattr(datasets, cls)(CACHE, train=part, download=True) for part in (True, False))
+    cache = os.environ.get('MEPS_NB_DATA') or os.path.expanduser('~/.cache/meps_nb')
+    try: train, test = (getattr(datasets, cls)(cache, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as e:
-        raise InputError(f'{name}: neither in {CACHE} nor to be downloaded ({e}) {other}'.rstrip()) from None
+        raise InputError(f'{name}: neither in {cache} nor to be downloaded ({e}) {other}'.rstrip()) from None
     return dict(images=as_images(np.concatenate([train.data, test.data]), name), name=name,
                 labels=np.concatenate([train.targets, test.targets]).astype(np.int64),
                 held_out=np.arange(len(train) + len(test)) >= len(train))
 
 # %% ../nbs/model/11_data.ipynb #read-image
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    "Grey values of more than eight bits as bytes: floats up to 1, or integers up to 255 or 65 535; raises `ValueError` for others."
+    top = next((t for t in (1, 255, 65535) if pixels.max() <= t), None)
+    if top is None or not pixels.min() >= 0: raise ValueError('grey values in no known range')
+    return np.rint(pixels*(255/top)).astype(np.uint8)
+
 def read_image(path: Path,         # any file that Pillow can read
                size: int,          # pixels per side of the result
               ) -> np.ndarray:     # (size, size, 3) uint8
     "One image file as an RGB square."
     with Image.open(path) as im:
         im = ImageOps.exif_transpose(im)
-        if im.mode.startswith('I;16'): im = Image.fromarray((np.asarray(im, np.uint16) >> 8).astype(np.uint8))
+        if im.mode[0] in 'IF': im = Image.fromarray(eight_bits(np.asarray(im, float)))
         if im.has_transparency_data:
             im = im.convert('RGBA')
             im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
         return np.asarray(ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.LANCZOS))
 
 # %% ../nbs/model/11_data.ipynb #load-folder
+def printable(path: str | Path) -> str:
+    "A file's name for people, whatever its bytes."
+    return os.fsencode(path).decode(errors='replace')
+
 def load_folder(folder: str | Path, size: int) -> dict:
     "Every readable image below a folder, as grey images if none has colour."
     folder = Path(folder)
@@ -161,14 +170,15 @@ def load_folder(folder: str | Path, size: int) -> dict:
     images, kept, skipped = [], [], []
     for p in tqdm(paths, desc='reading images', unit='file', leave=False):
         try: images.append(read_image(p, size)); kept.append(p)
-        except Exception: skipped.append(str(p.relative_to(folder)))  # Pillow raises many kinds for broken files
+        except Exception: skipped.append(printable(p.relative_to(folder)))  # Pillow raises many kinds for broken files
     if not images: raise InputError(f'{folder}: none of its {len(paths)} image files can be read')
     array = np.stack(images)
     if (array == array[..., :1]).all(): array = array[..., :1]
     note = f"skipped {len(skipped)} unreadable files: {', '.join(skipped[:5])}{' …' if len(skipped) > 5 else ''}"
+    if len(images) < MIN_IMAGES: raise InputError(f'{printable(folder)}: {len(images)} readable images; give at least {MIN_IMAGES}' + f' ({note})'*bool(skipped))
     classes = sorted({p.parent for p in kept})
     labels = np.array([classes.index(p.parent) for p in kept]) if len(classes) > 1 else None
-    return dict(images=as_images(array, str(folder)), labels=labels, name=folder.resolve().name, notes=(note,) if skipped else ())
+    return dict(images=as_images(array, str(folder)), labels=labels, name=printable(folder.resolve().name), notes=(note,) if skipped else ())
 
 # %% ../nbs/model/11_data.ipynb #load-images
 NAMED_SETS: dict[str, Callable[[], dict]] = {
@@ -186,6 +196,7 @@ def load_images(source: str = 'digits',  # a name, a folder of images, or a `.np
                ) -> ImageSet:
     "Load an image set and split it; raises `InputError` if there is no such set, or it cannot be used."
     path = Path(source)
+    if not source.strip(): raise InputError(f'data: empty; give a folder, a .npy file or one of {", ".join(NAMED_SETS)}')
     if source in NAMED_SETS: parts = NAMED_SETS[source]()
     elif path.is_dir(): parts = load_folder(path, size)
     elif path.is_file() and path.suffix == '.npy': parts = load_array(path)

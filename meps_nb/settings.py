@@ -25,7 +25,7 @@ def parse_gamma(value: int | str # what the user wrote
     "Read one observation range γ; raises `InputError` for anything but a whole number ≥ 0 or `global`."
     text = str(value).strip().lower()
     if text == GLOBAL: return GLOBAL
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise InputError(f"gamma: {value!r} is not an observation range; give a whole number ≥ 0 or '{GLOBAL}'")
     return int(text)
 
@@ -79,7 +79,7 @@ def convert(name: str, # a field of `Settings`
     if default is None: raise InputError(f"{name}: no such setting; there are {', '.join(f.name for f in fields(Settings))}")
     if isinstance(default, tuple): return tuple(parse_gamma(g) for g in text.split(',') if g.strip())
     try: return type(default)(text)
-    except ValueError: raise InputError(f'{name}: {text!r} is not a {type(default).__name__}') from None
+    except ValueError: raise InputError(f"{name}: {text!r} is not a {'whole ' if type(default) is int else ''}number") from None
 
 # %% ../nbs/model/10_settings.ipynb #presets
 PRESETS = files('meps_nb')/'settings.ini'
@@ -87,10 +87,10 @@ PRESETS = files('meps_nb')/'settings.ini'
 def read_presets(path: str | Path = PRESETS, # an .ini file, one section a preset
                 ) -> dict[str, Settings]:    # by name
     "All presets of a file."
-    ini = configparser.ConfigParser()
+    ini = configparser.ConfigParser(interpolation=None)
     if not Path(path).is_file(): raise InputError(f'{path}: no such settings file')
     try: ini.read(path, encoding='utf-8')
-    except configparser.Error as e: raise InputError(f'{path}: not a settings file ({str(e).splitlines()[0]})') from None
+    except (configparser.Error, UnicodeDecodeError) as e: raise InputError(f'{path}: not a settings file ({str(e).splitlines()[0]})') from None
     return {name: Settings(**{k: convert(k, v) for k, v in ini[name].items()}) for name in ini.sections()}
 
 def load_preset(name: str = 'digits', path: str | Path = PRESETS) -> Settings:

@@ -4,7 +4,7 @@
 
 # %% ../nbs/model/19_study.ipynb #imports
 from __future__ import annotations
-import argparse, base64, html, io, json, os, platform, sys, time, zipfile
+import argparse, base64, hashlib, html, io, json, os, platform, re, sys, tempfile, time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
@@ -16,99 +16,119 @@ import torch
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm.auto import tqdm
 from . import __version__
 from .arvm import EmpiricalARVM
 from .blae import BLAE, bit_usage, flip, psnr
 from .copying import coherence, copy_evidence, run_lengths, sources_per_image
 from .data import ImageSet, load_images
-from .settings import GLOBAL, InputError, Settings, convert, load_preset, PRESETS
+from .settings import GLOBAL, InputError, Settings, convert, load_preset, read_presets, PRESETS
 from .theory.memorization import copy_threshold
 from .tokens import code_to_tokens, effective_gamma, tokens_to_code
 from .train import fit, pick_device
 
 # %% auto #0
-__all__ = ['GENERATORS', 'COLUMNS', 'STYLE', 'write_file', 'read_stage', 'stage', 'trained_blae', 'in_batches', 'encoded',
-           'sampled', 'finite', 'measured', 'span', 'percent', 'at', 'verdict', 'tile', 'rgb', 'provenance_colours',
-           'picture', 'curve_figure', 'embed', 'table', 'report', 'study_figures', 'usable_gammas', 'prepare',
-           'versions', 'study', 'blae_figures', 'Parser', 'study_parser', 'main']
+__all__ = ['GENERATORS', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_blae', 'in_batches',
+           'encoded', 'through_flips', 'sampled', 'finite', 'measured', 'span', 'percent', 'at', 'verdict', 'tile',
+           'rgb', 'provenance_colours', 'picture', 'curve_figure', 'embed', 'table', 'report', 'summary',
+           'study_figures', 'usable_gammas', 'prepare', 'versions', 'study', 'blae_figures', 'Parser', 'study_parser',
+           'main']
 
 # %% ../nbs/model/19_study.ipynb #write-file
 def write_file(path: Path,
                write: Callable, # given a binary file to write to
               ):
     "Write a file whole or not at all; raises `InputError` when it cannot be written."
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    partial = path.with_name(f'.{path.name}.partial')
     try:
-        with open(temporary, 'wb') as f: write(f)
-        os.replace(temporary, path)
+        with open(partial, 'wb') as f: write(f)
+        os.replace(partial, path)
     except OSError as e:
         raise InputError(f'{path}: cannot be written ({e.strerror or e}); files already there are untouched') from None
     finally:
-        with suppress(OSError): temporary.unlink()
+        with suppress(OSError): partial.unlink()
+
+def digest(arrays: dict) -> str: # name → array or plain value
+    "16 hexadecimal digits that change with any name or content."
+    h = hashlib.sha256()
+    for name in sorted(arrays):
+        a = np.ascontiguousarray(arrays[name])
+        h.update(f'{name} {a.dtype} {a.shape} '.encode()); h.update(a if a.dtype.kind in 'biuf' else repr(arrays[name]).encode())
+    return h.hexdigest()[:16]
 
 # %% ../nbs/model/19_study.ipynb #stage
-def read_stage(path: Path, key: dict, say: Callable = print) -> dict | None:
-    "A stage's arrays, or `None` if its file is absent, damaged or of another key."
+def read_stage(path: Path, say: Callable = print) -> dict | None:
+    "A stage's arrays, or `None` if its file is absent or damaged (which is said)."
     if not path.exists(): return None
+    if not path.is_file(): raise InputError(f'{path}: not a file; remove it')
     try:
-        with np.load(path, allow_pickle=False) as f: arrays = {k: f[k] for k in f.files}
-        same = arrays.pop('key').item() == json.dumps(key)
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile): reason = 'is damaged'
-    else:
-        if same: return arrays
-        reason = 'belongs to other settings'
-    say(f'  {path.name} {reason}: computing it again')
+        with open(path, 'rb') as f: arrays = dict(np.load(f, allow_pickle=False))
+        if arrays.pop('digest').item() == digest(arrays): return arrays
+    except Exception: pass  # a damaged archive can make zipfile and NumPy raise almost anything
+    say(f'  {path.name} is damaged: computing it again')
 
-def stage(path: Path,
+def stage(out: Path, name: str,
           key: dict,              # what the result depends on
           compute: Callable,      # returns a dict of arrays
           say: Callable = print,
          ) -> dict:
     "The arrays of one stage: read if they are there, else computed and written."
-    arrays = read_stage(path, key, say)
+    path = out/f'{name}-{digest(key)[:8]}.npz'
+    arrays = read_stage(path, say)
     if arrays is None:
         arrays = compute()
-        write_file(path, lambda f: np.savez(f, key=json.dumps(key), **arrays))
+        write_file(path, lambda f: np.savez(f, digest=digest(arrays), **arrays))
     return arrays
 
 # %% ../nbs/model/19_study.ipynb #train-blae
-def trained_blae(data: ImageSet, s: Settings, out: Path, key: dict, say: Callable = print) -> BLAE:
-    "The autoencoder of this study, trained now or read from `blae.npz`."
-    torch.manual_seed(s.seed)
-    model = BLAE(data.shape[0], s.bits, s.sigma, s.width, s.blocks).to(pick_device(s.device))
+def trained_blae(data: ImageSet, s: Settings, out: Path, say: Callable = print) -> tuple[BLAE, str]:
+    "The autoencoder of this study, trained now or read from its stage, and a fingerprint of its weights."
+    key = {k: getattr(s, k) for k in ('bits', 'sigma', 'width', 'blocks', 'steps', 'batch_size', 'lr', 'seed')}
+    with torch.random.fork_rng():
+        torch.manual_seed(s.seed)
+        model = BLAE(data.shape[0], s.bits, s.sigma, s.width, s.blocks).to(pick_device(s.device))
     def compute():
         fit(model, torch.from_numpy(data.train_images), s.steps, s.batch_size, s.lr, s.seed, 'training BL-AE')
         return {k: v.cpu().numpy() for k, v in model.state_dict().items()}
-    weights = stage(out/'blae.npz', key, compute, say)
+    weights = stage(out, 'blae', {**key, 'data': data.fingerprint, 'version': __version__}, compute, say)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
-    return model.eval()
+    return model.eval(), digest(weights)
 
-def in_batches(f: Callable, x: Tensor, size: int = 256) -> Tensor:
-    "Apply a model's function to a large set, batch by batch, on the device of the model."
+def in_batches(f: Callable, x: Tensor, desc: str | None = None, size: int = 256) -> Tensor:
+    "Apply a model's function to a large set, batch by batch, on the model's device; the result is on the CPU."
     device = next(f.__self__.parameters()).device
-    return torch.cat([f(x[i:i + size].to(device)) for i in range(0, len(x), size)])
+    starts = range(0, len(x), size)
+    return torch.cat([f(x[i:i + size].to(device)).cpu() for i in (tqdm(starts, desc=desc, unit='batch', leave=False) if desc else starts)])
 
 # %% ../nbs/model/19_study.ipynb #encode-all
-def encoded(model: BLAE, data: ImageSet, out: Path, key: dict, say: Callable = print) -> tuple[Tensor, Tensor]:
+def encoded(model: BLAE, weights: str, data: ImageSet, out: Path, say: Callable = print) -> tuple[Tensor, Tensor]:
     "Tokens of the training and of the held-out images; raises `RuntimeError` if bits and tokens do not agree."
-    compute = lambda: {part: in_batches(model.encode, torch.from_numpy(images)).cpu().numpy()
+    compute = lambda: {part: in_batches(model.encode, torch.from_numpy(images), f'encoding {part} images').numpy()
                        for part, images in (('train', data.train_images), ('held_out', data.held_out_images))}
-    arrays = stage(out/'tokens.npz', key, compute, say)
-    train, held_out = (torch.from_numpy(arrays[part]).to(next(model.parameters()).device) for part in ('train', 'held_out'))
-    if not torch.equal(code_to_tokens(tokens_to_code(held_out, model.bits)), held_out): raise RuntimeError('tokens ↔ bits: the round trip fails')
-    return train, held_out
+    arrays = stage(out, 'tokens', {'weights': weights, 'data': data.fingerprint}, compute, say)
+    for part, tokens in arrays.items():
+        some = torch.from_numpy(tokens[:10_000])
+        if not torch.equal(code_to_tokens(tokens_to_code(some, model.bits)), some): raise RuntimeError(f'{part}: the round trip tokens ↔ bits fails')
+    device = next(model.parameters()).device
+    return tuple(torch.from_numpy(arrays[part]).to('cpu' if device.type == 'mps' else device) for part in ('train', 'held_out'))
+
+def through_flips(tokens: Tensor, bits: int, eps: float, seed: int) -> Tensor:
+    "Tokens after independent bit flips, the same on every device."
+    code = flip(tokens_to_code(tokens.cpu(), bits), eps, torch.Generator().manual_seed(seed))
+    return code_to_tokens(code).to(tokens.device)
 
 # %% ../nbs/model/19_study.ipynb #sampled
 GENERATORS = {'empirical': EmpiricalARVM}
 
-def sampled(generator, gamma: int | str, s: Settings, out: Path, key: dict, say: Callable = print) -> dict:
-    "Samples at one γ with their sources and the seconds that one took."
+def sampled(generator, bank: str, gamma: int | str, s: Settings, out: Path, say: Callable = print) -> dict:
+    "Samples at one γ with their sources and the seconds that one took; `bank` is the bank's fingerprint."
     def compute():
+        generator.sample(1, gamma)  # warm up
         start = time.perf_counter()
-        samples = generator.sample(s.samples, gamma, s.seed)
-        seconds = (time.perf_counter() - start)/s.samples
-        return dict(tokens=samples.tokens.cpu().numpy(), source=samples.source.cpu().numpy(), seconds=np.array(seconds))
-    return stage(out/f'samples-{s.model}-{gamma}.npz', {**key, 'samples': s.samples, 'gamma': gamma}, compute, say)
+        tokens, source = (x.cpu().numpy() for x in generator.sample(s.samples, gamma, s.seed))
+        return dict(tokens=tokens, source=source, seconds=np.array((time.perf_counter() - start)/s.samples))
+    key = {'bank': bank, 'bits': s.bits, 'sigma': s.sigma, 'samples': s.samples, 'gamma': gamma, 'seed': s.seed, 'version': __version__}
+    return stage(out, f'samples-{s.model}-{gamma}', key, compute, say)
 
 # %% ../nbs/model/19_study.ipynb #measure
 def finite(x: float) -> float | None:
@@ -118,9 +138,10 @@ def finite(x: float) -> float | None:
 def measured(gamma: int | str, drawn: dict, bank: Tensor, images: Tensor, reference: Tensor, eps: float, bits: int) -> tuple[dict, Tensor]:
     "The sweep's row for one γ, and the index of each sample's nearest training image."
     e = copy_evidence(torch.from_numpy(drawn['tokens']).to(bank.device), bank, bits, eps)
-    source = torch.from_numpy(drawn['source'])
+    source, m = torch.from_numpy(drawn['source']), bits*bank[0].numel()
     row = dict(gamma=gamma, copy_rate=e.copy_rate.mean, copy_rate_low=e.copy_rate.low, copy_rate_high=e.copy_rate.high,
                nn_distance_mean=e.distance.mean, nn_distance_low=e.distance.low, nn_distance_high=e.distance.high,
+               copy_distance_mean=finite(e.bits_apart[e.is_copy].double().mean().item()/m),
                sources_per_image_mean=float(sources_per_image(source).mean()), run_length_mean=float(run_lengths(source).mean()),
                coherence=finite(coherence(images, reference)), seconds_per_sample=float(drawn['seconds']))
     return row, e.nearest.cpu()
@@ -135,23 +156,25 @@ def percent(*values: float) -> str: return span([100*v for v in values]) + ' %'
 
 def at(gamma: int | str) -> str: return 'global range' if gamma == GLOBAL else f'γ = {gamma}'
 
-def verdict(sweep: list[dict], # rows in the order of γ
-            held_out_rate: float, # share of held-out images that pass for copies
+def verdict(sweep: list[dict],  # rows in the order of γ
+            held_out: dict,     # the same rates of held-out images
            ) -> str:
     "One paragraph: where copies appear, where they are the rule, and what the samples before are like."
-    appear = next((i for i, r in enumerate(sweep) if r['copy_rate_low'] > held_out_rate), None)
+    chance = f"By the same measure {percent(held_out['copy_rate'])} of held-out images pass for copies."
+    if held_out['copy_rate'] > .5: return f'With so many flips a copy cannot be told from another image, and there is no verdict. {chance}'
+    appear = next((i for i, r in enumerate(sweep) if r['copy_rate_low'] > held_out['copy_rate_high']), None)
     rule = next((i for i in range(len(sweep)) if all(r['copy_rate'] >= .95 for r in sweep[i:])), None)
-    text = []
-    if appear is None: text.append(f"No observation range up to {at(sweep[-1]['gamma'])} gives more copies than held-out images would by chance.")
-    else: text.append(f"Copies appear at {at(sweep[appear]['gamma'])} ({percent(sweep[appear]['copy_rate'])} of samples).")
+    if appear is None: return f"At no observation range up to {at(sweep[-1]['gamma'])} are copies certainly more frequent than among held-out images. {chance}"
+    text, before = [f"Copies appear at {at(sweep[appear]['gamma'])} ({percent(sweep[appear]['copy_rate'])} of samples)."], sweep[:appear]
     if rule is not None:
         late = sweep[rule:]
         start = f"At {at(late[0]['gamma'])}" if len(late) == 1 else f"From {at(late[0]['gamma'])} on"
         text.append(f"{start} {percent(*(r['copy_rate'] for r in late))} of samples are training images "
-                    f"with {percent(*(r['nn_distance_mean'] for r in late))} of their bits flipped.")
-    new = [r['coherence'] for r in sweep[:appear] if r['coherence'] is not None]
-    if new: text.append(f"Before that there are no more copies than among held-out images, and neighbouring pixels differ {span(new, '.2f')} times as much as theirs.")
-    return ' '.join(text + [f'By the same measure {percent(held_out_rate)} of held-out images would pass for copies.'])
+                    f"with {percent(*(r['copy_distance_mean'] for r in late))} of their bits flipped.")
+    if before: text.append(f"Before that {percent(*(r['copy_rate'] for r in before))} of samples are copies, which chance explains.")
+    smooth = [r['coherence'] for r in before if r['coherence'] is not None]
+    if smooth: text.append(f"There neighbouring pixels differ {span(smooth, '.2f')} times as much as in held-out images.")
+    return ' '.join([*text, chance])
 
 # %% ../nbs/model/19_study.ipynb #tile
 def tile(rows: list[np.ndarray], # each (n, h, w, 3) in [0, 1]
@@ -195,7 +218,7 @@ def curve_figure(results: dict) -> Figure:
     b.axhline(eps, color='C3', ls='--', label=f'flips alone, ε = {eps:.3g}')
     b.set(ylabel='distance to nearest training image\n/ fraction of bits', ylim=(0, None))
     c.plot(x, np.array(column('coherence'), float), 'o-', label='samples'); c.axhline(1, color='gray', ls=':', label='held-out images')
-    c.set(ylabel='neighbour difference\nrelative to held-out', ylim=(0, None))
+    c.set(ylabel='neighbour difference\nrelative to held-out', ylim=(0, 1.1*max([1, *filter(None, column('coherence'))])))
     for ax in (a, b, c): ax.set(xlabel='observation range γ / tokens', xticks=list(x), xticklabels=[str(g) for g in column('gamma')]); ax.legend(fontsize=8)
     return fig
 
@@ -240,18 +263,24 @@ BL-AE reconstructs held-out images at {results['blae']['psnr_held_out']:.1f} dB 
 <h2>How to get them again</h2><pre>{html.escape(json.dumps({k: results[k] for k in ('config', 'seeds', 'versions')}, indent=1))}</pre></body></html>'''
 
 # %% ../nbs/model/19_study.ipynb #study-figures
+def summary(row: dict) -> str:
+    "One row of the sweep in words."
+    smooth = '–' if row['coherence'] is None else f"{row['coherence']:.2f}"
+    return f"{percent(row['copy_rate'])} copies, {row['sources_per_image_mean']:.1f} sources per image, coherence {smooth}"
+
 def study_figures(model: BLAE, data: ImageSet, held_out_tokens: Tensor, drawn: dict, nearest: dict, results: dict, shown: int = 12) -> dict:
     "All figures of the report with their captions, by heading."
     train, originals = torch.from_numpy(data.train_images), torch.from_numpy(data.held_out_images[:shown])
     tokens = held_out_tokens[:shown]
-    flipped = code_to_tokens(flip(tokens_to_code(tokens, model.bits), model.eps))
+    flipped = through_flips(tokens, model.bits, model.eps, results['seeds']['flips'])
     figures = {'Copying over the observation range': (curve_figure(results), 'From generator to memorizer. No copy rate without its coherence: an incoherent mosaic copies nothing either.')}
     for row in results['sweep']:
         gamma, d = row['gamma'], drawn[row['gamma']]
         rows = {'sample': rgb(in_batches(model.decode, torch.from_numpy(d['tokens'][:shown]))), 'nearest': rgb(train[nearest[gamma][:shown]]),
                 'source': provenance_colours(d['source'][:shown])}
-        figures[f'γ = {gamma}'] = (picture(rows), f"{percent(row['copy_rate'])} copies, {row['sources_per_image_mean']:.1f} sources per image. "
-            'Top: samples; middle: the nearest training image of each; bottom: every pixel coloured by the training image that it was copied from.')
+        figures[at(gamma)] = (picture(rows), f"{summary(row)}. "
+            'Top: samples; middle: the nearest training image of each; bottom: every pixel coloured by the training image that it was copied from. '
+            'Where several images explain the window equally well, as in an empty first row, the source is drawn among them anew for each pixel.')
     rows = {'held-out': rgb(originals), 'hard signs': rgb(in_batches(model.decode, tokens)), 'with flips': rgb(in_batches(model.decode, flipped))}
     figures['What the tokens keep'] = (picture(rows), f"Held-out images through BL-AE: {results['blae']['psnr_held_out']:.1f} dB with hard signs, "
                                        f"{results['blae']['psnr_held_out_flips']:.1f} dB with flips at ε.")
@@ -267,10 +296,12 @@ def usable_gammas(gammas, h: int, w: int, say: Callable = print) -> list:
 # %% ../nbs/model/19_study.ipynb #prepare
 def prepare(out: str | Path) -> Path:
     "Make the output folder and make sure, before any work, that it can be written to."
+    if not str(out).strip(): raise InputError('out: empty; give a folder')
     out = Path(out)
-    try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f'out: {out} is not a folder that can be made ({e.strerror})') from None
-    write_file(out/'probe', lambda f: None); (out/'probe').unlink()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out): pass
+    except OSError as e: raise InputError(f'out: {out} is not a folder that can be written to ({e.strerror})') from None
     return out
 
 def versions() -> dict:
@@ -284,6 +315,7 @@ def study(settings: Settings = Settings(), # everything that the result depends 
          ) -> dict:                        # what `results.json` holds
     "Run the whole chain; stages that `out` already holds are read, not run again."
     s, out = settings, prepare(out)
+    pick_device(s.device)  # an unknown one is refused before any work
     data = load_images(s.data, s.held_out, s.n_train, s.size, s.seed)
     n_train, n_held_out = len(data.train_images), len(data.held_out_images)
     say(f'images: {data.name}, {n_train} for training, {n_held_out} held out, {data.shape[1]}×{data.shape[2]}, fingerprint {data.fingerprint}')
@@ -291,30 +323,32 @@ def study(settings: Settings = Settings(), # everything that the result depends 
     gammas = usable_gammas(s.gammas, *data.shape[1:], say)
 
     say('BL-AE: training (or reading) the autoencoder')
-    key = {k: getattr(s, k) for k in ('bits', 'sigma', 'width', 'blocks', 'steps', 'batch_size', 'lr', 'seed')}
-    key |= {'data': data.fingerprint, 'version': __version__}
-    model = trained_blae(data, s, out, key, say)
-    bank, held_out = encoded(model, data, out, key, say)
-    blae = blae_figures(model, data, held_out)
+    model, weights = trained_blae(data, s, out, say)
+    bank, held_out = encoded(model, weights, data, out, say)
+    seeds = dict(split=[s.seed, 0], training=s.seed, sampling=[s.seed, 2], flips=s.seed + 3, compared=[s.seed, 4])
+    flipped = through_flips(held_out, s.bits, model.eps, seeds['flips'])
+    blae = blae_figures(model, data, held_out, flipped)
     say(f"  held-out PSNR {blae['psnr_held_out']:.1f} dB, {blae['psnr_held_out_flips']:.1f} dB with flips; {blae['bit_entropy']:.2f} of each bit used")
 
     say(f'γ-ARVM ({s.model}): {s.samples} samples at each γ')
-    generator = GENERATORS[s.model](bank, s.bits, model.eps)
-    compared = held_out[:1000]
+    generator, bank_digest = GENERATORS[s.model](bank, s.bits, model.eps), digest({'bank': bank.cpu().numpy()})
+    some = np.random.default_rng(seeds['compared']).permutation(n_held_out)[:1000]
+    compared = flipped[torch.from_numpy(some).to(flipped.device)]
     reference, honest = in_batches(model.decode, compared), copy_evidence(compared, bank, s.bits, model.eps)
+    honest_rates = dict(n_compared=len(compared), copy_rate=honest.copy_rate.mean, copy_rate_low=honest.copy_rate.low, copy_rate_high=honest.copy_rate.high,
+                        distance_mean=honest.distance.mean)
     drawn, nearest, sweep = {}, {}, []
     for gamma in gammas:
-        drawn[gamma] = sampled(generator, gamma, s, out, key, say)
+        drawn[gamma] = sampled(generator, bank_digest, gamma, s, out, say)
         images = in_batches(model.decode, torch.from_numpy(drawn[gamma]['tokens']))
         row, nearest[gamma] = measured(gamma, drawn[gamma], bank, images, reference, model.eps, s.bits)
         sweep.append(row | {'held_out_distance_mean': honest.distance.mean})
-        say(f"  {at(gamma)}: {percent(row['copy_rate'])} copies, {row['sources_per_image_mean']:.1f} sources per image, coherence {row['coherence']:.2f}")
+        say(f"  {at(gamma)}: {summary(row)}")
 
     results = dict(
-        verdict=verdict(sweep, honest.copy_rate.mean), eps=model.eps, copy_threshold_bits=copy_threshold(s.bits*bank[0].numel(), model.eps),
+        verdict=verdict(sweep, honest_rates), eps=model.eps, copy_threshold_bits=copy_threshold(s.bits*bank[0].numel(), model.eps),
         data=dict(name=data.name, n_train=n_train, n_held_out=n_held_out, shape=list(data.shape), fingerprint=data.fingerprint),
-        blae=blae, held_out=dict(n_compared=len(compared), copy_rate=honest.copy_rate.mean, distance_mean=honest.distance.mean),
-        sweep=sweep, notes=list(data.notes), config=asdict(s) | {'gammas': list(s.gammas)}, seeds=dict.fromkeys(('split', 'training', 'sampling'), s.seed), versions=versions())
+        blae=blae, held_out=honest_rates, sweep=sweep, notes=list(data.notes), config=asdict(s) | {'gammas': list(s.gammas)}, seeds=seeds, versions=versions())
     write_file(out/'results.json', lambda f: f.write(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False).encode()))
     page = report(results, study_figures(model, data, held_out, drawn, nearest, results))
     write_file(out/'report.html', lambda f: f.write(page.encode()))
@@ -323,12 +357,11 @@ def study(settings: Settings = Settings(), # everything that the result depends 
     return results
 
 # %% ../nbs/model/19_study.ipynb #blae-figures
-def blae_figures(model: BLAE, data: ImageSet, held_out: Tensor) -> dict:
+def blae_figures(model: BLAE, data: ImageSet, held_out: Tensor, flipped: Tensor) -> dict:
     "Reconstruction of held-out images and use of the bits."
     originals = torch.from_numpy(data.held_out_images)
-    flipped = code_to_tokens(flip(tokens_to_code(held_out, model.bits), model.eps))
     entropy, dead = bit_usage(held_out, model.bits)
-    quality = lambda tokens: psnr(in_batches(model.decode, tokens).cpu(), originals)
+    quality = lambda tokens: psnr(in_batches(model.decode, tokens, 'decoding'), originals)
     return dict(psnr_held_out=quality(held_out), psnr_held_out_flips=quality(flipped), bit_entropy=entropy, dead_bits=dead)
 
 # %% ../nbs/model/19_study.ipynb #command
@@ -340,7 +373,7 @@ def study_parser() -> Parser:
     p = Parser('meps-study', description='From which observation range γ on does the generator copy its training images? '
                'Trains BL-AE, samples the γ-ARVM over a sweep of γ, measures copying, and writes report.html and results.json.',
                epilog='Example: meps-study --data ~/photos --size 32 --gammas 0,2,5,global --out photos')
-    p.add_argument('--preset', default='digits', help='section of the settings file to start from: digits, fashion, cifar10 or smoke (default: %(default)s)')
+    p.add_argument('--preset', default='digits', help='section of the settings file to start from: ' + ', '.join(read_presets()) + ' (default: %(default)s)')
     p.add_argument('--settings', default=PRESETS, metavar='FILE', help='settings file with presets (default: the one in the package)')
     p.add_argument('--out', default='study', metavar='DIR', help='folder for results; finished stages found in it are not run again (default: %(default)s)')
     for f in fields(Settings):
@@ -349,10 +382,14 @@ def study_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int: # arguments; those of the process by default
     "`meps-study`; returns the exit code."
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError): stream.reconfigure(errors='replace')  # a terminal without γ still shows the rest
+    argv = re.sub(r'\0(--[\w-]+)\0(-\d)', r'\0\1=\2', '\0' + '\0'.join(sys.argv[1:] if argv is None else argv))  # `--gammas -1,2` is a value
     try:
-        a = vars(study_parser().parse_args(argv))
+        a = vars(study_parser().parse_args([x for x in argv.split('\0') if x]))
         given = {f.name: convert(f.name, a[f.name]) for f in fields(Settings) if a[f.name] is not None}
         study(replace(load_preset(a['preset'], a['settings']), **given), a['out'])
         return 0
     except InputError as e: print(f'meps-study: error: {e}', file=sys.stderr); return 2
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 1  # the reader of our output has gone
     except KeyboardInterrupt: print('meps-study: interrupted; the same command goes on with the stages that are done', file=sys.stderr); return 130

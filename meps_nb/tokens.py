@@ -28,8 +28,8 @@ def tokens_to_code(tokens: Tensor, # (n, h, w) integers below 2**bits
                   ) -> Tensor:     # (n, K, h, w) float32, ±1
     "Unfold tokens into signed bits, the inverse of `code_to_tokens`."
     check_tokens(tokens, bits)
-    k = torch.arange(bits, device=tokens.device)[:, None, None]
-    return ((tokens[:, None].long() >> k) & 1).float()*2 - 1
+    k = torch.arange(bits, dtype=tokens.dtype, device=tokens.device)[:, None, None]
+    return ((tokens[:, None] >> k) & 1).float()*2 - 1
 
 # %% ../nbs/model/12_tokens.ipynb #check-tokens
 def check_tokens(tokens: Tensor, bits: int, name: str = 'tokens'):
@@ -54,7 +54,7 @@ def popcount(x: Tensor # uint8, any shape
 def nearest(queries: Tensor,    # (m, h, w) tokens
             bank: Tensor,       # (n, h, w) tokens
             bits: int,          # K
-            chunk: int = 4096,  # bank images compared at a time
+            chunk: int | None = None, # bank images compared at a time; by default as many as unpack to 256 MB
            ) -> tuple[Tensor, Tensor]: # (m,) distances in bits, (m,) indices of the first nearest image
     "For each query the nearest image of the bank in Hamming distance, exactly."
     check_tokens(queries, bits, 'queries'); check_tokens(bank, bits, 'bank')
@@ -62,6 +62,7 @@ def nearest(queries: Tensor,    # (m, h, w) tokens
     a = tokens_to_code(queries, bits).flatten(1)
     if a.shape[1] >= 2**24: raise ValueError(f'bank: {a.shape[1]} bits per image; distances are exact below 2**24')
     best = torch.full((len(a),), -torch.inf, device=a.device); index = torch.zeros(len(a), dtype=torch.long, device=a.device)
+    chunk = chunk or max(1, 2**26//a.shape[1])
     for start in range(0, len(bank), chunk):
         product, i = (a @ tokens_to_code(bank[start:start + chunk], bits).flatten(1).T).max(1)
         closer = product > best

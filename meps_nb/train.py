@@ -11,23 +11,27 @@ from tqdm.auto import tqdm
 from .settings import InputError
 
 # %% auto #0
-__all__ = ['pick_device', 'one_cycle', 'fit']
+__all__ = ['pick_device', 'one_cycle', 'Divergence', 'fit']
 
 # %% ../nbs/model/14_train.ipynb #pick-device
 def pick_device(name: str = 'auto' # auto, cpu, cuda or mps
                ) -> torch.device:
-    "The device of that name; `auto` takes the best there is."
+    "The device of that name; `auto` is a CUDA device if there is one, else the CPU. Raises `InputError` if it cannot be used."
     available = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    if name == 'auto': name = next(d for d, there in available.items() if there)
-    if not available.get(str(name).split(':')[0]):
-        raise InputError(f"device: {name!r} is not available here; there is {', '.join(d for d, there in available.items() if there)}")
-    return torch.device(name)
+    if name == 'auto': name = 'cuda' if available['cuda'] else 'cpu'
+    try: return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts
+        raise InputError(f"device: {name!r} is not available here; there is {', '.join(d for d, there in available.items() if there)}") from None
 
 # %% ../nbs/model/14_train.ipynb #schedule
 def one_cycle(progress: float) -> float:
     "Learning rate relative to its peak: 5 % linear rise, then half a cosine down to 0."
     rise = .05
     return progress/rise if progress < rise else .5*(1 + math.cos(math.pi*(progress - rise)/(1 - rise)))
+
+# %% ../nbs/model/14_train.ipynb #divergence
+class Divergence(InputError):
+    "A training whose loss is no longer finite: its settings must change."
 
 # %% ../nbs/model/14_train.ipynb #fit
 def fit(model: nn.Module,     # has `loss(batch, progress)`
@@ -38,7 +42,7 @@ def fit(model: nn.Module,     # has `loss(batch, progress)`
         seed: int = 0,
         desc: str = 'training',
        ) -> list[float]:      # loss at every step
-    "Train a model in place; raises `FloatingPointError` when the loss stops being finite."
+    "Train a model in place; raises `Divergence` when the loss stops being finite."
     device = next(model.parameters()).device
     data = data.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.)
@@ -51,7 +55,7 @@ def fit(model: nn.Module,     # has `loss(batch, progress)`
             for group in optimizer.param_groups: group['lr'] = lr*one_cycle((step + 1)/(steps + 1))
             batch = data[torch.randint(len(data), (batch_size,), generator=batches).to(device)]
             loss = model.loss(batch, step/steps)
-            if not torch.isfinite(loss): raise FloatingPointError(f'{desc}: loss {loss.item()} at step {step}; try a smaller lr than {lr}')
+            if not torch.isfinite(loss): raise Divergence(f'{desc}: loss {loss.item()} at step {step}; try a smaller lr than {lr}')
             optimizer.zero_grad(set_to_none=True); loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.)
             optimizer.step()
