@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-import matplotlib
+from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
@@ -29,10 +29,10 @@ from .train import fit, pick_device
 
 # %% auto #0
 __all__ = ['GENERATORS', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_blae', 'in_batches',
-           'encoded', 'through_flips', 'sampled', 'finite', 'measured', 'span', 'percent', 'at', 'verdict', 'tile',
-           'rgb', 'provenance_colours', 'picture', 'curve_figure', 'embed', 'table', 'report', 'summary',
-           'study_figures', 'usable_gammas', 'prepare', 'versions', 'study', 'blae_figures', 'Parser', 'study_parser',
-           'main']
+           'encoded', 'through_flips', 'sampled', 'finite', 'measured', 'span', 'percent', 'at', 'summary', 'Sweep',
+           'swept', 'verdict', 'tile', 'rgb', 'provenance_colours', 'picture', 'curve_figure', 'embed', 'table',
+           'report', 'study_figures', 'usable_gammas', 'prepare', 'versions', 'study', 'blae_figures', 'Parser',
+           'study_parser', 'main']
 
 # %% ../nbs/model/19_study.ipynb #write-file
 def write_file(path: Path,
@@ -146,7 +146,7 @@ def measured(gamma: int | str, drawn: dict, bank: Tensor, images: Tensor, refere
                coherence=finite(coherence(images, reference)), seconds_per_sample=float(drawn['seconds']))
     return row, e.nearest.cpu()
 
-# %% ../nbs/model/19_study.ipynb #verdict
+# %% ../nbs/model/19_study.ipynb #words
 def span(values, form: str = '.3g') -> str:
     "One number, or the range of several: `0.2`, `97 to 100`."
     ends = sorted({f'{v:{form}}' for v in values}, key=float)
@@ -156,6 +156,36 @@ def percent(*values: float) -> str: return span([100*v for v in values]) + ' %'
 
 def at(gamma: int | str) -> str: return 'global range' if gamma == GLOBAL else f'γ = {gamma}'
 
+def summary(row: dict) -> str:
+    "One row of the sweep in words."
+    smooth = '–' if row['coherence'] is None else f"{row['coherence']:.2f}"
+    return f"{percent(row['copy_rate'])} copies, {row['sources_per_image_mean']:.1f} sources per image, coherence {smooth}"
+
+# %% ../nbs/model/19_study.ipynb #sweep
+class Sweep(NamedTuple):
+    "Samples and evidence at every γ."
+    rows: list[dict] # one for each γ, for `results.json`
+    held_out: dict   # the same figures of held-out images
+    drawn: dict      # γ → tokens and sources of the samples
+    nearest: dict    # γ → index of each sample's nearest training image
+
+def swept(model: BLAE, bank: Tensor, compared: Tensor, gammas: list, s: Settings, out: Path, say: Callable = print) -> Sweep:
+    "Draw and measure samples at every γ; `compared` are held-out images' tokens with flips."
+    say(f'γ-ARVM ({s.model}): {s.samples} samples at each γ')
+    generator, fingerprint = GENERATORS[s.model](bank, s.bits, model.eps), digest({'bank': bank.cpu().numpy()})
+    reference, honest = in_batches(model.decode, compared), copy_evidence(compared, bank, s.bits, model.eps)
+    rate = honest.copy_rate
+    held_out = dict(n_compared=len(compared), copy_rate=rate.mean, copy_rate_low=rate.low, copy_rate_high=rate.high, distance_mean=honest.distance.mean)
+    rows, drawn, nearest = [], {}, {}
+    for gamma in gammas:
+        drawn[gamma] = sampled(generator, fingerprint, gamma, s, out, say)
+        images = in_batches(model.decode, torch.from_numpy(drawn[gamma]['tokens']))
+        row, nearest[gamma] = measured(gamma, drawn[gamma], bank, images, reference, model.eps, s.bits)
+        rows.append(row | {'held_out_distance_mean': honest.distance.mean})
+        say(f"  {at(gamma)}: {summary(row)}")
+    return Sweep(rows, held_out, drawn, nearest)
+
+# %% ../nbs/model/19_study.ipynb #verdict
 def verdict(sweep: list[dict],  # rows in the order of γ
             held_out: dict,     # the same rates of held-out images
            ) -> str:
@@ -171,7 +201,7 @@ def verdict(sweep: list[dict],  # rows in the order of γ
         start = f"At {at(late[0]['gamma'])}" if len(late) == 1 else f"From {at(late[0]['gamma'])} on"
         text.append(f"{start} {percent(*(r['copy_rate'] for r in late))} of samples are training images "
                     f"with {percent(*(r['copy_distance_mean'] for r in late))} of their bits flipped.")
-    if before: text.append(f"Before that {percent(*(r['copy_rate'] for r in before))} of samples are copies, which chance explains.")
+    if before: text.append(f"Before that {percent(*(r['copy_rate'] for r in before))} of samples are copies, which cannot be told from chance.")
     smooth = [r['coherence'] for r in before if r['coherence'] is not None]
     if smooth: text.append(f"There neighbouring pixels differ {span(smooth, '.2f')} times as much as in held-out images.")
     return ' '.join([*text, chance])
@@ -263,20 +293,15 @@ BL-AE reconstructs held-out images at {results['blae']['psnr_held_out']:.1f} dB 
 <h2>How to get them again</h2><pre>{html.escape(json.dumps({k: results[k] for k in ('config', 'seeds', 'versions')}, indent=1))}</pre></body></html>'''
 
 # %% ../nbs/model/19_study.ipynb #study-figures
-def summary(row: dict) -> str:
-    "One row of the sweep in words."
-    smooth = '–' if row['coherence'] is None else f"{row['coherence']:.2f}"
-    return f"{percent(row['copy_rate'])} copies, {row['sources_per_image_mean']:.1f} sources per image, coherence {smooth}"
-
-def study_figures(model: BLAE, data: ImageSet, held_out_tokens: Tensor, drawn: dict, nearest: dict, results: dict, shown: int = 12) -> dict:
+def study_figures(model: BLAE, data: ImageSet, held_out_tokens: Tensor, sweep: Sweep, results: dict, shown: int = 12) -> dict:
     "All figures of the report with their captions, by heading."
     train, originals = torch.from_numpy(data.train_images), torch.from_numpy(data.held_out_images[:shown])
     tokens = held_out_tokens[:shown]
     flipped = through_flips(tokens, model.bits, model.eps, results['seeds']['flips'])
     figures = {'Copying over the observation range': (curve_figure(results), 'From generator to memorizer. No copy rate without its coherence: an incoherent mosaic copies nothing either.')}
-    for row in results['sweep']:
-        gamma, d = row['gamma'], drawn[row['gamma']]
-        rows = {'sample': rgb(in_batches(model.decode, torch.from_numpy(d['tokens'][:shown]))), 'nearest': rgb(train[nearest[gamma][:shown]]),
+    for row in sweep.rows:
+        gamma, d = row['gamma'], sweep.drawn[row['gamma']]
+        rows = {'sample': rgb(in_batches(model.decode, torch.from_numpy(d['tokens'][:shown]))), 'nearest': rgb(train[sweep.nearest[gamma][:shown]]),
                 'source': provenance_colours(d['source'][:shown])}
         figures[at(gamma)] = (picture(rows), f"{summary(row)}. "
             'Top: samples; middle: the nearest training image of each; bottom: every pixel coloured by the training image that it was copied from. '
@@ -330,27 +355,14 @@ def study(settings: Settings = Settings(), # everything that the result depends 
     blae = blae_figures(model, data, held_out, flipped)
     say(f"  held-out PSNR {blae['psnr_held_out']:.1f} dB, {blae['psnr_held_out_flips']:.1f} dB with flips; {blae['bit_entropy']:.2f} of each bit used")
 
-    say(f'γ-ARVM ({s.model}): {s.samples} samples at each γ')
-    generator, bank_digest = GENERATORS[s.model](bank, s.bits, model.eps), digest({'bank': bank.cpu().numpy()})
     some = np.random.default_rng(seeds['compared']).permutation(n_held_out)[:1000]
-    compared = flipped[torch.from_numpy(some).to(flipped.device)]
-    reference, honest = in_batches(model.decode, compared), copy_evidence(compared, bank, s.bits, model.eps)
-    honest_rates = dict(n_compared=len(compared), copy_rate=honest.copy_rate.mean, copy_rate_low=honest.copy_rate.low, copy_rate_high=honest.copy_rate.high,
-                        distance_mean=honest.distance.mean)
-    drawn, nearest, sweep = {}, {}, []
-    for gamma in gammas:
-        drawn[gamma] = sampled(generator, bank_digest, gamma, s, out, say)
-        images = in_batches(model.decode, torch.from_numpy(drawn[gamma]['tokens']))
-        row, nearest[gamma] = measured(gamma, drawn[gamma], bank, images, reference, model.eps, s.bits)
-        sweep.append(row | {'held_out_distance_mean': honest.distance.mean})
-        say(f"  {at(gamma)}: {summary(row)}")
-
+    sweep = swept(model, bank, flipped[torch.from_numpy(some).to(flipped.device)], gammas, s, out, say)
     results = dict(
-        verdict=verdict(sweep, honest_rates), eps=model.eps, copy_threshold_bits=copy_threshold(s.bits*bank[0].numel(), model.eps),
+        verdict=verdict(sweep.rows, sweep.held_out), eps=model.eps, copy_threshold_bits=copy_threshold(s.bits*bank[0].numel(), model.eps),
         data=dict(name=data.name, n_train=n_train, n_held_out=n_held_out, shape=list(data.shape), fingerprint=data.fingerprint),
-        blae=blae, held_out=honest_rates, sweep=sweep, notes=list(data.notes), config=asdict(s) | {'gammas': list(s.gammas)}, seeds=seeds, versions=versions())
+        blae=blae, held_out=sweep.held_out, sweep=sweep.rows, notes=list(data.notes), config=asdict(s) | {'gammas': list(s.gammas)}, seeds=seeds, versions=versions())
     write_file(out/'results.json', lambda f: f.write(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False).encode()))
-    page = report(results, study_figures(model, data, held_out, drawn, nearest, results))
+    page = report(results, study_figures(model, data, held_out, sweep, results))
     write_file(out/'report.html', lambda f: f.write(page.encode()))
     say(results['verdict'])
     say(f"written: {out/'report.html'} and {out/'results.json'}")
