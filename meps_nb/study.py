@@ -249,7 +249,7 @@ def curve_figure(results: dict) -> Figure:
     b.set(ylabel='distance to nearest training image\n/ fraction of bits', ylim=(0, None))
     c.plot(x, np.array(column('coherence'), float), 'o-', label='samples'); c.axhline(1, color='gray', ls=':', label='held-out images')
     c.set(ylabel='neighbour difference\nrelative to held-out', ylim=(0, 1.1*max([1, *filter(None, column('coherence'))])))
-    for ax in (a, b, c): ax.set(xlabel='observation range γ / tokens', xticks=list(x), xticklabels=[str(g) for g in column('gamma')]); ax.legend(fontsize=8)
+    for ax in (a, b, c): ax.set(xlabel='observation range γ / tokens (∞: global)', xticks=list(x), xticklabels=['∞' if g == GLOBAL else str(g) for g in column('gamma')]); ax.legend(fontsize=8)
     return fig
 
 # %% ../nbs/model/19_study.ipynb #report-parts
