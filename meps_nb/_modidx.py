@@ -282,6 +282,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'meps_nb.theory.overlap.real': ('theory/overlap.html#real', 'meps_nb/theory/overlap.py'),
                                         'meps_nb.theory.overlap.samples_1d': ( 'theory/overlap.html#samples_1d',
                                                                                'meps_nb/theory/overlap.py'),
+                                        'meps_nb.theory.overlap.together': ('theory/overlap.html#together', 'meps_nb/theory/overlap.py'),
                                         'meps_nb.theory.overlap.view_gaussians': ( 'theory/overlap.html#view_gaussians',
                                                                                    'meps_nb/theory/overlap.py')},
             'meps_nb.tokens': { 'meps_nb.tokens.check_tokens': ('model/tokens.html#check_tokens', 'meps_nb/tokens.py'),

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from .exclusivity import binary_entropy
-from .overlap import normal_cdf, positive, real
+from .overlap import normal_cdf, positive, real, together
 
 # %% auto #0
 __all__ = ['flip_probability', 'noise_for_flips', 'distances', 'soft_overlap', 'hard_overlap', 'hard_overlap_bound',
@@ -37,13 +37,14 @@ def soft_overlap(h,    # Hamming distance(s)
                  sigma # noise σ
                 ) -> Tensor:
     "Overlap of two noisy ±1 codewords that differ in h bits: 2Φ(−√h/σ)."
-    return 2*normal_cdf(-distances(h).sqrt()/positive(sigma, 'sigma'))
+    h, sigma = together(h=distances(h), sigma=positive(sigma, 'sigma'))
+    return 2*normal_cdf(-h.sqrt()/sigma)
 
 def hard_overlap(h,  # Hamming distance(s)
                  eps # flip probability, 0 to ½
                 ) -> Tensor:
     "Overlap of two codewords that differ in h bits after each bit is flipped with probability ε."
-    h, eps = torch.broadcast_tensors(distances(h), real(eps, 'eps', 0., .5))
+    h, eps = together(h=distances(h), eps=real(eps, 'eps', 0., .5))
     h, eps = h[..., None], eps[..., None]
     k = torch.arange(h.max().item() + 1, dtype=torch.float64, device=h.device)
     rare = torch.maximum(k, h - k)                                   # min: the larger power goes to ε
@@ -53,8 +54,8 @@ def hard_overlap(h,  # Hamming distance(s)
 
 def hard_overlap_bound(h, eps) -> Tensor:
     "(2√(ε(1 − ε)))ʰ, the Bhattacharyya bound on `hard_overlap`."
-    eps = real(eps, 'eps', 0., .5)
-    return (2*(eps*(1 - eps)).sqrt())**distances(h)
+    h, eps = together(h=distances(h), eps=real(eps, 'eps', 0., .5))
+    return (2*(eps*(1 - eps)).sqrt())**h
 
 # %% ../../nbs/theory/02_binary_latents.ipynb #code-view
 def view_codewords(sigma: float = .3474, # noise
@@ -90,10 +91,11 @@ def flip_probability_triangular(r,       # half-width of the noise
                                 kappa = 2., # exponent κ ≥ 1; 2 is the triangle
                                ) -> Tensor:
     "ε = ½(1 − 1/r)^κ for r > 1, exactly 0 for r ≤ 1."
-    return .5*(1 - 1/positive(r, 'r').clamp(min=1))**real(kappa, 'kappa', 1.)
+    r, kappa = together(r=positive(r, 'r'), kappa=real(kappa, 'kappa', 1.))
+    return .5*(1 - 1/r.clamp(min=1))**kappa
 
 def half_width_for_flips(eps, kappa = 2.) -> Tensor: # ε in [0, ½)
     "r = 1/(1 − (2ε)^(1/κ)), the inverse of `flip_probability_triangular`; 1 for ε = 0."
-    eps = real(eps, 'eps', 0., .5)
+    eps, kappa = together(eps=real(eps, 'eps', 0., .5), kappa=real(kappa, 'kappa', 1.))
     if (eps == .5).any(): raise ValueError('eps: ½ would need infinite noise; give less')
-    return 1/(1 - (2*eps)**(1/real(kappa, 'kappa', 1.)))
+    return 1/(1 - (2*eps)**(1/kappa))

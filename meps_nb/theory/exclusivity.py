@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from .overlap import Estimate, law, laws_alike, normal_cdf, overlap, positive, real
+from .overlap import Estimate, law, laws_alike, overlap, positive, real, together
 
 # %% auto #0
 __all__ = ['stochastic', 'push_forward', 'Floor', 'squared_distances', 'floor_from_overlaps', 'reconstruction_floor',
@@ -72,6 +72,7 @@ def reconstruction_floor_monte_carlo(images, # (n, …)
     "The same exact floor for latents with densities, with its standard error."
     d2 = squared_distances(images)
     if len(laws) != len(d2): raise ValueError(f'laws: {len(laws)} laws for {len(d2)} images')
+    if n < 2: raise ValueError(f'n: {n}; give at least 2 draws')
     z = torch.stack([l.sample((n,)) for l in laws])                        # (images, n, …)
     log_q = torch.stack([l.log_prob(z) for l in laws]).double()            # (laws, images, n)
     r = torch.softmax(log_q, 0)
@@ -137,4 +138,5 @@ def dobrushin_bsc(eps) -> Tensor:
 
 def dobrushin_gaussian(amplitude, sigma) -> Tensor:
     "2Φ(A/σ) − 1 for inputs of norm at most A and Gaussian noise σ."
-    return torch.erf(positive(amplitude, 'amplitude')/positive(sigma, 'sigma')/math.sqrt(2))
+    a, s = together(amplitude=positive(amplitude, 'amplitude'), sigma=positive(sigma, 'sigma'))
+    return torch.erf(a/s/math.sqrt(2))

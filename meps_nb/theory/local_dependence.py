@@ -22,7 +22,7 @@ def causal_window(h: int, w: int, i: int, j: int, # grid, and the token's row an
                  ) -> np.ndarray:                 # (h, w) bool
     "The cells that a token's distribution may depend on."
     radius = math.inf if gamma == 'global' else gamma
-    if not radius >= 0: raise ValueError(f"gamma: {gamma}; give a whole number ≥ 0 or 'global'")
+    if isinstance(radius, str) or not radius >= 0: raise ValueError(f"gamma: {gamma}; give a whole number ≥ 0 or 'global'")
     r, c = np.mgrid[:h, :w]
     past = (r < i) | (r == i) & (c < j)
     return past & (abs(r - i) <= radius) & (abs(c - j) <= radius)
@@ -46,7 +46,7 @@ def entropy(joint: Tensor, variables) -> Tensor:
 
 def conditional_mutual_information(joint, a, b, given=()) -> Tensor: # axes of the table
     "I(A; B | G) in bits, by enumeration."
-    p = joint_table(joint); a, b, g = list(a), list(b), list(given)
+    p = joint_table(joint); a, b, g = ([v] if isinstance(v, int) else list(v) for v in (a, b, given))
     if not {*a, *b, *g} <= set(range(p.ndim)): raise ValueError(f'a, b, given: variables outside 0 to {p.ndim - 1}')
     return entropy(p, a + g) + entropy(p, b + g) - entropy(p, a + b + g) - entropy(p, g)
 
@@ -138,7 +138,7 @@ def ising_joint(h: int, w: int, beta: float) -> Tensor:
     "The exact law of a small Ising field as a table with one axis for each cell."
     s = all_fields(h, w).double()*2 - 1
     energy = (s[:, 1:]*s[:, :-1]).sum((1, 2)) + (s[..., 1:]*s[..., :-1]).sum((1, 2))
-    return torch.softmax(real(beta, 'beta')*energy, 0).view((2,)*(h*w))
+    return torch.softmax(real(beta, 'beta').item()*energy, 0).view((2,)*(h*w))
 
 # %% ../../nbs/theory/03_local_dependence.ipynb #window-model
 class WindowModel:
@@ -148,6 +148,7 @@ class WindowModel:
                  symbols: int = 2,      # tokens are below this
                  shared: bool = True,   # one table for all positions, or one for each
                 ):
+        if not (isinstance(gamma, int) and gamma >= 0): raise ValueError(f'gamma: {gamma!r}; give a whole number ≥ 0')
         self.gamma, self.symbols, self.shared = gamma, symbols, shared
         contexts, tokens = self.contexts(fields), self.checked(fields)
         self.known, row = np.unique(contexts, return_inverse=True)

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 from .exclusivity import binary_entropy
 from .local_dependence import causal_window, cells
-from .overlap import Estimate
+from .overlap import Estimate, law, real
 
 # %% auto #0
 __all__ = ['flip_rate', 'to_bits', 'cell_distances', 'log_kernel', 'empirical_nll', 'optimal_predictor', 'mixture_nll',
@@ -60,7 +60,7 @@ def optimal_predictor(contexts, # (N, m) bits of the training images' windows
                       eps: float) -> tuple[Tensor, Tensor]: # (2^m,) law of the flipped context; (2^m, 2^K) best prediction for each
     "The exact optimum of maximum likelihood under bit flips, for all contexts (first bit slowest)."
     eps, C, Y = flip_rate(eps), torch.as_tensor(contexts).bool(), torch.as_tensor(targets).bool()
-    if C.ndim != 2 or Y.ndim != 2 or len(C) != len(Y) or C.shape[1] + Y.shape[1] > 20: raise ValueError(f'contexts, targets: shapes {tuple(C.shape)}, {tuple(Y.shape)}; give (N, m) and (N, K) with m + K ≤ 20')
+    if C.ndim != 2 or Y.ndim != 2 or len(C) != len(Y) or 0 in (*C.shape, *Y.shape) or C.shape[1] + Y.shape[1] > 20: raise ValueError(f'contexts, targets: shapes {tuple(C.shape)}, {tuple(Y.shape)}; give (N, m) and (N, K) with m + K ≤ 20')
     words = lambda m: torch.cartesian_prod(*[torch.tensor([False, True])]*m).view(-1, m)
     seen = lambda x: log_kernel((words(x.shape[1])[:, None] != x).sum(-1).double(), x.shape[1], eps).exp()  # (2^m, N)
     joint = seen(C)@seen(Y).T/len(C)
@@ -90,10 +90,10 @@ def copy_threshold(m: int,              # bits per image
 def flip_histogram(histogram: Tensor, # (…, 2^K) probabilities of tokens
                    eps: float) -> Tensor:
     "Send a histogram over K-bit tokens through the bit-flip channel, as K butterflies."
-    h = torch.as_tensor(histogram, dtype=torch.float64); bits = h.shape[-1].bit_length() - 1
+    h, eps = law(histogram, 'histogram'), real(eps, 'eps', 0., .5).item(); bits = h.shape[-1].bit_length() - 1
     if h.shape[-1] != 2**bits: raise ValueError(f'histogram: {h.shape[-1]} bins; give a power of two')
     for k in range(bits):
-        pairs = h.view(*h.shape[:-1], -1, 2, 2**k)
+        pairs = h.reshape(*h.shape[:-1], -1, 2, 2**k)
         h = ((1 - eps)*pairs + eps*pairs.flip(-2)).reshape(h.shape)
     return h
 
@@ -102,7 +102,7 @@ def heuristic_radius(N: int,  # training images
                      h: float # information per token through the flips, in bits
                     ) -> float:
     "γ* from γ(γ + 1) = log₂N / 2h: where a full window carries log₂N bits."
-    if N < 1 or not h > 0: raise ValueError(f'N: {N}, h: {h}; give at least one image and a positive information')
+    if not (N >= 1 and h > 0): raise ValueError(f'N: {N}, h: {h}; give at least one image and a positive information')
     return (math.sqrt(1 + 2*math.log2(N)/h) - 1)/2
 
 # %% ../../nbs/theory/04_memorization.ipynb #context-information
@@ -115,9 +115,11 @@ def context_information(bank,           # (N, h, w) tokens
     "What a window tells about its noisy copy, I(C; C̃), by leave-one-out code lengths."
     eps, rng, x = flip_rate(eps), np.random.default_rng(seed), to_bits(bank, bits, 'bank')
     N, h, w, _ = x.shape
-    if N < 3: raise ValueError(f'bank: {N} images; give at least 3')
+    if min(N, max_bank) < 3 or queries < 2: raise ValueError(f'bank, max_bank, queries: {N}, {max_bank}, {queries}; give at least 3, 3 and 2')
+    i, j = at or (h//2, w//2)
+    if not (0 <= i < h and 0 <= j < w): raise ValueError(f'at: {at}; give a cell of the {h}×{w} grid')
     x = x[torch.from_numpy(rng.permutation(N)[:max_bank])]
-    window = cells(causal_window(h, w, *(at or (h//2, w//2)), gamma))
+    window = cells(causal_window(h, w, i, j, gamma))
     if not window: return Estimate(0., 0.)
     x = x.flatten(1, 2)[:, window]                                               # (N, m, K)
     q = min(queries, len(x)); noisy = x[:q] ^ torch.from_numpy(rng.random(x[:q].shape) < eps)
@@ -136,7 +138,7 @@ def context_information(bank,           # (N, h, w) tokens
 
 def critical_radius(bank, bits: int, eps: float, max_gamma: int | None = None, **options) -> float:
     "Predicted γ*: where the central window's information reaches log₂N, interpolated; infinite if it never does."
-    N, h, w = np.shape(bank)
+    N, h, w, _ = to_bits(bank, bits, 'bank').shape
     before, target = 0., math.log2(N)
     for gamma in range(1, (max_gamma or max(h, w) - 1) + 1):
         now = context_information(bank, bits, eps, gamma, **options).value

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 # %% auto #0
-__all__ = ['real', 'positive', 'law', 'laws_alike', 'overlap', 'normal_cdf', 'interval_mass', 'overlap_gaussians',
+__all__ = ['real', 'positive', 'law', 'together', 'laws_alike', 'overlap', 'normal_cdf', 'interval_mass', 'overlap_gaussians',
            'view_gaussians', 'bhattacharyya', 'kl_divergence', 'Bounds', 'overlap_bounds_bc', 'overlap_bound_kl',
            'Estimate', 'overlap_quadrature', 'overlap_monte_carlo', 'samples_1d', 'overlap_histogram', 'overlap_kde',
            'Certificate', 'overlap_certificate', 'certify_overlap']
@@ -22,7 +22,9 @@ __all__ = ['real', 'positive', 'law', 'laws_alike', 'overlap', 'normal_cdf', 'in
 # %% ../../nbs/theory/00_overlap.ipynb #arguments
 def real(x, name: str, low: float = -math.inf, high: float = math.inf) -> Tensor:
     "`x` as a float64 tensor; raises `ValueError` naming it if it holds NaN, infinity, or anything outside [low, high]."
-    x = torch.as_tensor(x, dtype=torch.float64)
+    try: x = torch.as_tensor(x, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError): raise ValueError(f'{name}: {x!r} is not a real number, array or tensor') from None
+    if x.numel() == 0: raise ValueError(f'{name}: empty')
     if not torch.isfinite(x).all(): raise ValueError(f'{name}: contains NaN or infinity')
     if ((x < low) | (x > high)).any(): raise ValueError(f'{name}: {x.min().item():g} to {x.max().item():g}; give values from {low:g} to {high:g}')
     return x
@@ -34,10 +36,16 @@ def positive(x, name: str) -> Tensor:
     return x
 
 def law(p, name: str) -> Tensor:
-    "Discrete laws along the last axis as float64; raises `ValueError` naming them unless they are ≥ 0 and sum to one (to 1e-9)."
+    "Discrete laws along the last axis as float64; raises `ValueError` naming them unless they are ≥ 0 and sum to one (to 1e-9; float32: 1e-5)."
+    tolerance = 1e-5 if str(getattr(p, 'dtype', '')).endswith(('float32', 'float16')) else 1e-9
     p = real(p, name, 0.)
-    if p.ndim == 0 or ((p.sum(-1) - 1).abs() > 1e-9).any(): raise ValueError(f'{name}: probabilities must sum to one along the last axis')
+    if p.ndim == 0 or ((p.sum(-1) - 1).abs() > tolerance).any(): raise ValueError(f'{name}: probabilities must sum to one along the last axis')
     return p
+
+def together(**named: Tensor) -> tuple[Tensor, ...]:
+    "Broadcast tensors against each other; raises `ValueError` with their names and shapes if that is impossible."
+    try: return torch.broadcast_tensors(*named.values())
+    except RuntimeError: raise ValueError(f"{', '.join(named)}: shapes {', '.join(str(tuple(t.shape)) for t in named.values())} do not go together") from None
 
 def laws_alike(p, q) -> tuple[Tensor, Tensor]:
     "Two sets of laws on one alphabet."
@@ -59,17 +67,19 @@ def normal_cdf(x: Tensor) -> Tensor:
     return torch.special.erfc(-x/math.sqrt(2))/2
 
 def interval_mass(a: Tensor, b: Tensor) -> Tensor:
-    "P(a < ξ < b) of a standard normal ξ, to full relative precision in either tail."
-    return torch.where(a > 0, normal_cdf(-a) - normal_cdf(-b), normal_cdf(b) - normal_cdf(a))
+    "P(a < ξ < b) of a standard normal ξ, precise in either tail and for short intervals around 0."
+    around = (torch.erf(b/math.sqrt(2)) - torch.erf(a/math.sqrt(2)))/2
+    return torch.where(a > 0, normal_cdf(-a) - normal_cdf(-b), torch.where(b < 0, normal_cdf(b) - normal_cdf(a), around))
 
 def overlap_gaussians(mu1, sigma1, mu2, sigma2 # means and standard deviations, broadcast together
                      ) -> Tensor:              # in [0, 1]
     "Overlap coefficient of Gaussians on the line, in closed form for equal and unequal σ (Inman & Bradley 1989)."
-    mu1, mu2, s1, s2 = torch.broadcast_tensors(real(mu1, 'mu1'), real(mu2, 'mu2'), positive(sigma1, 'sigma1'), positive(sigma2, 'sigma2'))
+    mu1, mu2, s1, s2 = together(mu1=real(mu1, 'mu1'), mu2=real(mu2, 'mu2'), sigma1=positive(sigma1, 'sigma1'), sigma2=positive(sigma2, 'sigma2'))
     narrow, wide = torch.minimum(s1, s2), torch.maximum(s1, s2)
     d = (mu2 - mu1).abs()/wide
     tight = (wide - narrow)/wide                                   # 1 − ρ, exact for nearly equal σ
-    rho, minus_log_rho = 1 - tight, -torch.log1p(-tight)
+    rho = narrow/wide
+    minus_log_rho = torch.where(tight < .5, -torch.log1p(-tight), -rho.log())
     a2 = tight*(1 + rho)                                           # 1 − ρ²
     q = -(rho*d + torch.sqrt(d**2 + 2*a2*minus_log_rho))
     low, high = q/a2, -(d**2 + 2*minus_log_rho)/q                  # crossings in units of the narrow law
@@ -97,7 +107,7 @@ def bhattacharyya(p, q) -> Tensor:
 def kl_divergence(p, q) -> Tensor:
     "KL(p‖q) in nats of discrete laws along the last axis; infinite where q lacks mass that p has."
     p, q = laws_alike(p, q)
-    return torch.where(p > 0, p*(p.log() - q.log()), torch.zeros_like(p*q)).sum(-1)
+    return torch.where(p > 0, p*(p.log() - q.log()), torch.zeros_like(p*q)).sum(-1).clamp(min=0)  # rounding can leave −1e-16
 
 # %% ../../nbs/theory/00_overlap.ipynb #bounds
 class Bounds(NamedTuple):
@@ -138,7 +148,7 @@ def overlap_monte_carlo(P: Distribution, Q: Distribution, # of one event shape, 
     "Overlap of any two laws with densities, by sampling from their even mixture."
     if n < 4: raise ValueError(f'n: {n}; give at least 4 draws')
     z = torch.cat([P.sample((n//2,)), Q.sample((n//2,))])
-    v = (1 - torch.tanh((P.log_prob(z) - Q.log_prob(z)).abs()/2)).double()  # 2 min(p, q) / (p + q)
+    v = 2*torch.sigmoid(-(P.log_prob(z).double() - Q.log_prob(z).double()).abs())  # 2 min(p, q) / (p + q)
     halves = v[:n//2], v[n//2:]                                             # a stratified sample: the strata's variances add
     return Estimate(v.mean().item(), math.sqrt(sum(h.var().item() for h in halves)/(4*(n//2))))
 
