@@ -81,10 +81,10 @@ def reconstruction_floor_monte_carlo(images, # (n, …)
 
 # %% ../../nbs/theory/01_exclusivity.ipynb #entropy
 def binary_entropy(p) -> Tensor:
-    "h_b(p) in bits."
+    "h_b(p) = −p log₂p − (1 − p) log₂(1 − p) in bits, elementwise."
     return fano_entropy(real(p, 'p', 0., 1.), 2)
 
-def fano_entropy(error: Tensor, # float64, 0 to 1 − 1/n
+def fano_entropy(error: Tensor, # float64 tensor, 0 to 1 − 1/n
                  n: int) -> Tensor:
     "h_b(e) + e·log₂(n − 1) in bits: the most uncertainty about one of n images that an error probability e allows."
     e = error
@@ -93,8 +93,8 @@ def fano_entropy(error: Tensor, # float64, 0 to 1 − 1/n
 def error_floor(rate,  # R ≥ 0 in bits: mean KL of the latents' laws to any common prior
                 n: int = 2, # images
                ) -> Tensor: # least probability of guessing the wrong image, in [0, 1 − 1/n]
-    "Fano's bound, solved for the error probability by bisection."
-    if n < 2: raise ValueError(f'n: {n}; give at least 2 images')
+    "Fano's inequality h_b(e) + e·log₂(n − 1) ≥ log₂n − R, solved for the error probability by bisection."
+    if not (isinstance(n, int) and n >= 2): raise ValueError(f'n: {n}; give a whole number of at least 2 images')
     open_bits = (math.log2(n) - real(rate, 'rate', 0.)).clamp(min=0)
     low, high = torch.zeros_like(open_bits), torch.full_like(open_bits, 1 - 1/n)   # the entropy rises from 0 to log₂ n between them
     for _ in range(60):
@@ -128,7 +128,7 @@ def view_rate_floor(rate: float = .5) -> Figure:
 # %% ../../nbs/theory/01_exclusivity.ipynb #dobrushin
 def dobrushin(channel # (k, m) rows W(·|x)
              ) -> Tensor:
-    "Dobrushin's contraction coefficient of total variation."
+    "Contraction coefficient of total variation, max TV(W_x, W_x') (Dobrushin 1956)."
     w = stochastic(channel)
     return 1 - overlap(w[:, None], w[None]).min()
 

@@ -52,12 +52,13 @@ def conditional_mutual_information(joint, a, b, given=()) -> Tensor: # axes of t
 
 # %% ../../nbs/theory/03_local_dependence.ipynb #local-law
 def check_grid(p: Tensor, h: int, w: int):
+    "Raise `ValueError` unless the table has one axis for each cell."
     if p.ndim != h*w: raise ValueError(f'joint: {p.ndim} variables, the grid {h}×{w} has {h*w}')
 
 def dependence_beyond(joint, h: int, w: int, gamma) -> Tensor:
     "Δ_γ in bits: what all tokens' pasts say beyond their windows, as a sum of conditional mutual informations."
     p = joint_table(joint); check_grid(p, h, w)
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=p.device)
     for t, (i, j) in enumerate(np.ndindex(h, w)):
         window = causal_window(h, w, i, j, gamma)
         total += conditional_mutual_information(p, [t], cells(causal_window(h, w, i, j, 'global') & ~window), cells(window))
@@ -85,6 +86,7 @@ class MarkovMesh:
         mask = torch.from_numpy(causal_window(size, size, gamma, gamma, gamma))
         ring = mask & ~torch.from_numpy(causal_window(size, size, gamma, gamma, max(0, gamma - 1)))
         J = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        if not strength > 0: raise ValueError(f'strength: {strength}; give a positive number')
         self.gamma, self.couplings = gamma, torch.zeros(size, size, dtype=torch.float64)
         for part in (ring, mask & ~ring):
             if part.any(): self.couplings[part] = strength*J[part]/J[part].norm()
@@ -94,7 +96,7 @@ class MarkovMesh:
         z = torch.as_tensor(fields)
         if z.ndim != 3 or ((z != 0) & (z != 1)).any(): raise ValueError(f'fields: shape {tuple(z.shape)}; give (n, h, w) tokens 0 or 1')
         spins = 2*z.double() - 1
-        return F.conv2d(spins[:, None], self.couplings[None, None], padding=self.gamma)[:, 0]
+        return F.conv2d(spins[:, None], self.couplings[None, None].to(spins.device), padding=self.gamma)[:, 0]
 
     def sample(self, n: int, h: int, w: int, seed: int = 0) -> Tensor:
         "n independent fields (n, h, w) uint8."
@@ -149,15 +151,17 @@ class WindowModel:
                  shared: bool = True,   # one table for all positions, or one for each
                 ):
         if not (isinstance(gamma, int) and gamma >= 0): raise ValueError(f'gamma: {gamma!r}; give a whole number ≥ 0')
-        self.gamma, self.symbols, self.shared = gamma, symbols, shared
+        self.gamma, self.symbols, self.shared, self.grid = gamma, symbols, shared, tuple(fields.shape[1:])
         contexts, tokens = self.contexts(fields), self.checked(fields)
         self.known, row = np.unique(contexts, return_inverse=True)
         self.counts = np.bincount(row.ravel()*symbols + tokens.ravel(), minlength=len(self.known)*symbols).reshape(-1, symbols)
 
     def checked(self, fields) -> np.ndarray:
-        z = np.asarray(fields).astype(np.int64)
-        if z.ndim != 3 or z.min() < 0 or z.max() >= self.symbols: raise ValueError(f'fields: give (n, h, w) tokens from 0 to {self.symbols - 1}')
-        return z
+        z = torch.as_tensor(fields).cpu()
+        if z.ndim != 3 or 0 in z.shape or z.is_floating_point() or z.min() < 0 or z.max() >= self.symbols:
+            raise ValueError(f'fields: give integers (n, h, w) from 0 to {self.symbols - 1}')
+        if not self.shared and tuple(z.shape[1:]) != self.grid: raise ValueError(f'fields: grid {tuple(z.shape[1:])}, learnt on {self.grid}')
+        return z.long().numpy()
 
     def contexts(self, fields) -> np.ndarray: # (n, h, w) int64
         "A random 64-bit fingerprint of every token's window."

@@ -27,7 +27,7 @@ def flip_rate(eps) -> float:
 
 def to_bits(tokens, bits: int, name: str = 'tokens') -> Tensor: # (n, h, w) integers → (n, h, w, K) bool
     "The bits of token grids; raises `ValueError` for anything but integers in 0 … 2**bits − 1."
-    z = torch.as_tensor(tokens)
+    z = torch.as_tensor(np.array(tokens) if isinstance(tokens, np.ndarray) else tokens)
     if z.ndim != 3 or 0 in z.shape or z.is_floating_point(): raise ValueError(f'{name}: {z.dtype} of shape {tuple(z.shape)}; give integers (n, h, w)')
     z = z.long()
     if z.min() < 0 or z.max() >= 2**bits: raise ValueError(f'{name}: values from {z.min()} to {z.max()}; give 0 to {2**bits - 1} for {bits} bits')
@@ -47,10 +47,11 @@ def empirical_nll(tokens, bank, bits: int, eps: float, gamma: int | str, leave_o
     "−log₂ ĥ of every token, from the definition; `leave_one_out` takes `tokens` to be the bank itself."
     log_k = log_kernel(cell_distances(tokens, bank, bits), bits, flip_rate(eps))
     n, N, h, w = log_k.shape
-    out = torch.empty(n, h, w, dtype=torch.float64)
+    if leave_one_out and (n != N or N < 2 or not torch.equal(to_bits(tokens, bits), to_bits(bank, bits))): raise ValueError('tokens: to leave one out, give the bank itself, of at least 2 images')
+    out = torch.empty(n, h, w, dtype=torch.float64, device=log_k.device)
     for i, j in np.ndindex(h, w):
         log_w = log_k[..., torch.from_numpy(causal_window(h, w, i, j, gamma))].sum(-1)
-        if leave_one_out: log_w = log_w.masked_fill(torch.eye(n, N, dtype=torch.bool), -math.inf)
+        if leave_one_out: log_w = log_w.masked_fill(torch.eye(n, N, dtype=torch.bool, device=log_w.device), -math.inf)
         out[:, i, j] = torch.logsumexp(log_w, 1) - torch.logsumexp(log_w + log_k[..., i, j], 1)
     return out/math.log(2)
 
@@ -61,7 +62,7 @@ def optimal_predictor(contexts, # (N, m) bits of the training images' windows
     "The exact optimum of maximum likelihood under bit flips, for all contexts (first bit slowest)."
     eps, C, Y = flip_rate(eps), torch.as_tensor(contexts).bool(), torch.as_tensor(targets).bool()
     if C.ndim != 2 or Y.ndim != 2 or len(C) != len(Y) or 0 in (*C.shape, *Y.shape) or C.shape[1] + Y.shape[1] > 20: raise ValueError(f'contexts, targets: shapes {tuple(C.shape)}, {tuple(Y.shape)}; give (N, m) and (N, K) with m + K ≤ 20')
-    words = lambda m: torch.cartesian_prod(*[torch.tensor([False, True])]*m).view(-1, m)
+    words = lambda m: torch.cartesian_prod(*[torch.tensor([False, True], device=C.device)]*m).view(-1, m)
     seen = lambda x: log_kernel((words(x.shape[1])[:, None] != x).sum(-1).double(), x.shape[1], eps).exp()  # (2^m, N)
     joint = seen(C)@seen(Y).T/len(C)
     return joint.sum(1), joint/joint.sum(1, keepdim=True)
@@ -118,17 +119,17 @@ def context_information(bank,           # (N, h, w) tokens
     if min(N, max_bank) < 3 or queries < 2: raise ValueError(f'bank, max_bank, queries: {N}, {max_bank}, {queries}; give at least 3, 3 and 2')
     i, j = at or (h//2, w//2)
     if not (0 <= i < h and 0 <= j < w): raise ValueError(f'at: {at}; give a cell of the {h}×{w} grid')
-    x = x[torch.from_numpy(rng.permutation(N)[:max_bank])]
+    x = x[torch.from_numpy(rng.permutation(N)[:max_bank]).to(x.device)]
     window = cells(causal_window(h, w, i, j, gamma))
     if not window: return Estimate(0., 0.)
     x = x.flatten(1, 2)[:, window]                                               # (N, m, K)
-    q = min(queries, len(x)); noisy = x[:q] ^ torch.from_numpy(rng.random(x[:q].shape) < eps)
+    q = min(queries, len(x)); noisy = x[:q] ^ torch.from_numpy(rng.random(x[:q].shape) < eps).to(x.device)
     d = (noisy[:, None] != x[None]).sum(-1).to(torch.float64)                    # (q, N, m)
     row, column = np.divmod(np.array(window), w)
     near = np.maximum(abs(row[:, None] - row), abs(column[:, None] - column))
-    own = torch.eye(q, len(x), dtype=torch.bool)
+    own = torch.eye(q, len(x), dtype=torch.bool, device=x.device)
     def code_length(reach, smooth): # of every noisy window, in bits
-        total = torch.zeros(q, dtype=torch.float64); log_k = log_kernel(d, bits, smooth)
+        total = torch.zeros(q, dtype=torch.float64, device=x.device); log_k = log_kernel(d, bits, smooth)
         for k in range(len(window)):
             log_w = log_k[..., [s for s in range(k) if near[s, k] <= reach]].sum(-1).masked_fill(own, -math.inf)
             total += torch.logsumexp(log_w, 1) - torch.logsumexp(log_w + log_k[..., k], 1)

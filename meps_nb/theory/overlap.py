@@ -22,7 +22,7 @@ __all__ = ['real', 'positive', 'law', 'together', 'laws_alike', 'overlap', 'norm
 # %% ../../nbs/theory/00_overlap.ipynb #arguments
 def real(x, name: str, low: float = -math.inf, high: float = math.inf) -> Tensor:
     "`x` as a float64 tensor; raises `ValueError` naming it if it holds NaN, infinity, or anything outside [low, high]."
-    try: x = torch.as_tensor(x, dtype=torch.float64)
+    try: x = torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError): raise ValueError(f'{name}: {x!r} is not a real number, array or tensor') from None
     if x.numel() == 0: raise ValueError(f'{name}: empty')
     if not torch.isfinite(x).all(): raise ValueError(f'{name}: contains NaN or infinity')
@@ -36,22 +36,24 @@ def positive(x, name: str) -> Tensor:
     return x
 
 def law(p, name: str) -> Tensor:
-    "Discrete laws along the last axis as float64; raises `ValueError` naming them unless they are ≥ 0 and sum to one (to 1e-9; float32: 1e-5)."
-    tolerance = 1e-5 if str(getattr(p, 'dtype', '')).endswith(('float32', 'float16')) else 1e-9
+    "Discrete laws along the last axis as float64; raises `ValueError` naming them unless they are ≥ 0 and sum to one (to 1e-9; float32: 1e-5, after which they are normalized)."
+    single = str(getattr(p, 'dtype', '')).endswith('float32')
+    tolerance = 1e-5 if single else 1e-9
     p = real(p, name, 0.)
     if p.ndim == 0 or ((p.sum(-1) - 1).abs() > tolerance).any(): raise ValueError(f'{name}: probabilities must sum to one along the last axis')
-    return p
+    return p/p.sum(-1, keepdim=True) if single else p
 
 def together(**named: Tensor) -> tuple[Tensor, ...]:
     "Broadcast tensors against each other; raises `ValueError` with their names and shapes if that is impossible."
-    try: return torch.broadcast_tensors(*named.values())
+    device = next((t.device for t in named.values() if t.ndim), torch.device('cpu'))
+    try: return torch.broadcast_tensors(*(t if t.ndim else t.to(device) for t in named.values()))
     except RuntimeError: raise ValueError(f"{', '.join(named)}: shapes {', '.join(str(tuple(t.shape)) for t in named.values())} do not go together") from None
 
 def laws_alike(p, q) -> tuple[Tensor, Tensor]:
     "Two sets of laws on one alphabet."
     p, q = law(p, 'p'), law(q, 'q')
     if p.shape[-1] != q.shape[-1]: raise ValueError(f'q: {q.shape[-1]} outcomes, p has {p.shape[-1]}')
-    return p, q
+    return together(p=p, q=q)
 
 # %% ../../nbs/theory/00_overlap.ipynb #overlap
 def overlap(p, # (…, m) discrete laws
