@@ -138,5 +138,5 @@ def dobrushin_bsc(eps) -> Tensor:
 
 def dobrushin_gaussian(amplitude, sigma) -> Tensor:
     "2Φ(A/σ) − 1 for inputs of norm at most A and Gaussian noise σ."
-    a, s = together(amplitude=positive(amplitude, 'amplitude'), sigma=positive(sigma, 'sigma'))
+    a, s = together(amplitude=real(amplitude, 'amplitude', 0.), sigma=positive(sigma, 'sigma'))
     return torch.erf(a/s/math.sqrt(2))

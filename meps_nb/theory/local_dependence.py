@@ -22,7 +22,8 @@ def causal_window(h: int, w: int, i: int, j: int, # grid, and the token's row an
                  ) -> np.ndarray:                 # (h, w) bool
     "The cells that a token's distribution may depend on."
     radius = math.inf if gamma == 'global' else gamma
-    if isinstance(radius, str) or not radius >= 0: raise ValueError(f"gamma: {gamma}; give a whole number ≥ 0 or 'global'")
+    if isinstance(radius, str) or not (radius == math.inf or radius >= 0 and radius == int(radius)): raise ValueError(f"gamma: {gamma}; give a whole number ≥ 0 or 'global'")
+    if not (0 <= i < h and 0 <= j < w): raise ValueError(f'i, j: {i}, {j}; give a cell of the {h}×{w} grid')
     r, c = np.mgrid[:h, :w]
     past = (r < i) | (r == i) & (c < j)
     return past & (abs(r - i) <= radius) & (abs(c - j) <= radius)

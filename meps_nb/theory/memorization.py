@@ -75,7 +75,8 @@ def mixture_nll(tokens, bank, bits: int, eps: float) -> Tensor: # (n,)
 
 # %% ../../nbs/theory/04_memorization.ipynb #copy-distance
 def copy_distance(m: int, eps: float) -> tuple[float, float]:
-    "Mean and standard deviation of the bit distance between a copy of m bits and its source."
+    "Mean and standard deviation of the bit distance between a copy of m ≥ 1 bits and its source, for ε from 0 to ½."
+    if not (m >= 1 and 0 <= eps <= .5): raise ValueError(f'm, eps: {m}, {eps}; give at least 1 bit and a flip probability from 0 to ½')
     return m*eps, math.sqrt(m*eps*(1 - eps))
 
 def copy_threshold(m: int,              # bits per image
@@ -83,7 +84,7 @@ def copy_threshold(m: int,              # bits per image
                    level: float = .999, # share of true copies to recognize
                   ) -> int:             # largest distance in bits that still counts as a copy
     "Quantile of the number of flips in m bits, Binomial(m, ε)."
-    if not 0 <= eps <= .5: raise ValueError(f'eps: {eps}; give a flip probability from 0 to ½')
+    if not (m >= 1 and 0 <= eps <= .5): raise ValueError(f'm, eps: {m}, {eps}; give at least 1 bit and a flip probability from 0 to ½')
     if not 0 < level < 1: raise ValueError(f'level: {level}; give a share between 0 and 1')
     return int(stats.binom.ppf(level, m, eps))
 
@@ -141,7 +142,7 @@ def critical_radius(bank, bits: int, eps: float, max_gamma: int | None = None, *
     "Predicted γ*: where the central window's information reaches log₂N, interpolated; infinite if it never does."
     N, h, w, _ = to_bits(bank, bits, 'bank').shape
     before, target = 0., math.log2(N)
-    for gamma in range(1, (max_gamma or max(h, w) - 1) + 1):
+    for gamma in range(1, (max(h, w) - 1 if max_gamma is None else max_gamma) + 1):
         now = context_information(bank, bits, eps, gamma, **options).value
         if now >= target: return gamma - 1 + (target - before)/(now - before)
         before = now

@@ -22,6 +22,7 @@ __all__ = ['real', 'positive', 'law', 'together', 'laws_alike', 'overlap', 'norm
 # %% ../../nbs/theory/00_overlap.ipynb #arguments
 def real(x, name: str, low: float = -math.inf, high: float = math.inf) -> Tensor:
     "`x` as a float64 tensor; raises `ValueError` naming it if it holds NaN, infinity, or anything outside [low, high]."
+    if np.iscomplexobj(x) or getattr(x, 'is_complex', bool)(): raise ValueError(f'{name}: complex; give real numbers')
     try: x = torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError): raise ValueError(f'{name}: {x!r} is not a real number, array or tensor') from None
     if x.numel() == 0: raise ValueError(f'{name}: empty')
@@ -61,7 +62,7 @@ def overlap(p, # (…, m) discrete laws
            ) -> Tensor: # (…) in [0, 1]
     "Overlap coefficient of discrete laws, Σ min(p, q) (Weitzman 1970)."
     p, q = laws_alike(p, q)
-    return torch.minimum(p, q).sum(-1)
+    return torch.minimum(p, q).sum(-1).clamp(max=1)
 
 # %% ../../nbs/theory/00_overlap.ipynb #overlap-gaussians
 def normal_cdf(x: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def view_gaussians(distance: float = 2., # between the means
 def bhattacharyya(p, q) -> Tensor:
     "Bhattacharyya coefficient Σ √(pq) of discrete laws along the last axis."
     p, q = laws_alike(p, q)
-    return (p*q).sqrt().sum(-1)
+    return (p*q).sqrt().sum(-1).clamp(max=1)
 
 def kl_divergence(p, q) -> Tensor:
     "KL(p‖q) in nats of discrete laws along the last axis; infinite where q lacks mass that p has."
@@ -126,7 +127,8 @@ def overlap_bound_kl(kl # ≥ 0, in nats
                     ) -> Tensor:
     "The better of Bretagnolle–Huber and Pinsker: OVL ≥ max(1 − √(1 − e^−KL), 1 − √(KL/2))."
     kl = torch.as_tensor(kl, dtype=torch.float64)
-    if torch.isnan(kl).any() or (kl < 0).any(): raise ValueError(f'kl: {kl.min().item():g}; give divergences ≥ 0')
+    if torch.isnan(kl).any() or (kl < -1e-9).any(): raise ValueError(f'kl: {kl.min().item():g}; give divergences ≥ 0')
+    kl = kl.clamp(min=0)
     e = torch.exp(-kl)
     return torch.maximum(e/(1 + torch.sqrt(-torch.expm1(-kl))), 1 - torch.sqrt(kl/2))
 
@@ -140,7 +142,7 @@ def overlap_quadrature(P: Distribution, Q: Distribution, # on the line
                        low: float, high: float,          # outside of which both are negligible
                        n: int = 200_001) -> float:
     "Overlap of two laws on the line by the trapezoidal rule."
-    if not low < high: raise ValueError(f'low: {low} is not below high = {high}')
+    if not low < high or n < 3: raise ValueError(f'low, high, n: {low}, {high}, {n}; give low < high and at least 3 points')
     x = torch.linspace(low, high, n, dtype=torch.float64)
     return torch.trapezoid(torch.minimum(P.log_prob(x), Q.log_prob(x)).exp(), x).item()
 
@@ -150,6 +152,7 @@ def overlap_monte_carlo(P: Distribution, Q: Distribution, # of one event shape, 
     "Overlap of any two laws with densities, by sampling from their even mixture."
     if n < 4: raise ValueError(f'n: {n}; give at least 4 draws')
     z = torch.cat([P.sample((n//2,)), Q.sample((n//2,))])
+    if P.log_prob(z).ndim != 1: raise ValueError(f'P: a batch of laws {tuple(P.batch_shape)}; give one law, for example through Independent')
     v = 2*torch.sigmoid(-(P.log_prob(z).double() - Q.log_prob(z).double()).abs())  # 2 min(p, q) / (p + q)
     halves = v[:n//2], v[n//2:]                                             # a stratified sample: the strata's variances add
     return Estimate(v.mean().item(), math.sqrt(sum(h.var().item() for h in halves)/(4*(n//2))))
@@ -165,7 +168,9 @@ def overlap_histogram(x, y, # (n,) and (m,) samples
                       bins: int | None = None) -> float:
     "Overlap of two samples on the line from a common histogram (by default with 2·n^⅓ bins); biased low for many bins, high for few."
     x, y = samples_1d(x, 'x'), samples_1d(y, 'y')
-    edges = np.histogram_bin_edges(np.concatenate([x, y]), bins or max(2, round(2*min(len(x), len(y))**(1/3))))
+    if bins is None: bins = max(2, round(2*min(len(x), len(y))**(1/3)))
+    if bins < 1: raise ValueError(f'bins: {bins}; give at least 1')
+    edges = np.histogram_bin_edges(np.concatenate([x, y]), bins)
     return float(np.minimum(np.histogram(x, edges)[0]/len(x), np.histogram(y, edges)[0]/len(y)).sum())
 
 def overlap_kde(x, y, # (n,) and (m,) samples
