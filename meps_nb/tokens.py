@@ -4,12 +4,19 @@
 
 # %% ../nbs/model/12_tokens.ipynb #imports
 from __future__ import annotations
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+import numpy as np
 import torch
+from numba import njit
+from numba.extending import intrinsic
 from torch import Tensor
 from .settings import GLOBAL, parse_gamma
 
 # %% auto #0
-__all__ = ['MAX_BITS', 'code_to_tokens', 'tokens_to_code', 'check_tokens', 'popcount', 'nearest', 'effective_gamma']
+__all__ = ['MAX_BITS', 'ORDERS', 'code_to_tokens', 'tokens_to_code', 'check_tokens', 'random_tokens', 'popcount', 'ones',
+           'packed', 'nearest_words', 'nearest_by_words', 'nearest_by_product', 'nearest', 'effective_gamma', 'radius',
+           'scan_order', 'past_windows', 'CodeLength', 'code_length']
 
 # %% ../nbs/model/12_tokens.ipynb #code-to-tokens
 MAX_BITS = 8
@@ -41,6 +48,11 @@ def check_tokens(tokens: Tensor, bits: int, name: str = 'tokens'):
     if low < 0 or high >= 2**bits:
         raise ValueError(f'{name}: values from {low} to {high}; give 0 to {2**bits - 1} for {bits} bits')
 
+# %% ../nbs/model/12_tokens.ipynb #random-tokens
+def random_tokens(n: int, h: int, w: int, bits: int, seed: int = 0) -> Tensor: # (n, h, w) uint8
+    "Tokens of independent fair bits: what has no structure at all."
+    return torch.randint(0, 2**bits, (n, h, w), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
 # %% ../nbs/model/12_tokens.ipynb #popcount
 def popcount(x: Tensor # uint8, any shape
             ) -> Tensor: # uint8, same shape
@@ -49,16 +61,52 @@ def popcount(x: Tensor # uint8, any shape
     x = (x & 0x33) + ((x >> 2) & 0x33)
     return (x + (x >> 4)) & 0x0f
 
+# %% ../nbs/model/12_tokens.ipynb #ones
+@intrinsic
+def ones(typingctx, x):
+    "The number of ones in an integer, of the same type; for use in numba's compiled functions."
+    return x(x), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
+
+# %% ../nbs/model/12_tokens.ipynb #packed
+def packed(tokens: Tensor, # (n, h, w) integers below 2**bits
+           bits: int,      # K
+          ) -> np.ndarray: # (n, words) uint64
+    "All bits of every image one after the other, in words of 64; the last is filled up with zeros."
+    n, cells = len(tokens), tokens[0].numel()
+    out = np.zeros((n, -(-bits*cells//64)*8), np.uint8)
+    for start in range(0, n, 4096):  # a part at a time: unpacked, each bit is a byte
+        x = tokens[start:start + 4096].to(torch.uint8).cpu().numpy().reshape(-1, cells, 1)
+        part = np.packbits(((x >> np.arange(bits, dtype=np.uint8)) & 1).reshape(len(x), -1), 1)
+        out[start:start + len(x), :part.shape[1]] = part
+    return out.view(np.uint64)
+
+@njit(nogil=True, cache=True)
+def nearest_words(queries, bank, distance, index): # (m, words), (n, words), (m,), (m,): the last two are filled
+    "Distance and index of the first nearest row of `bank` for every row of `queries`."
+    distance[:] = 64*queries.shape[1] + 1
+    for low in range(0, len(bank), 256):           # rows that stay in the cache for all queries
+        for q in range(len(queries)):
+            for n in range(low, min(low + 256, len(bank))):
+                apart = 0
+                for k in range(queries.shape[1]): apart += np.int64(ones(queries[q, k] ^ bank[n, k]))
+                if apart < distance[q]: distance[q], index[q] = apart, n
+
 # %% ../nbs/model/12_tokens.ipynb #nearest
+def nearest_by_words(queries: Tensor, bank: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    "`nearest` by packed words, on the CPU."
+    a, b = packed(queries, bits), packed(bank, bits)
+    distance, index = np.empty(len(a), np.int64), np.empty(len(a), np.int64)
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        parts = np.array_split(np.arange(len(a)), threads)
+        list(pool.map(lambda p: nearest_words(a[p[0]:p[-1] + 1], b, distance[p[0]:p[-1] + 1], index[p[0]:p[-1] + 1]), [p for p in parts if len(p)]))
+    return torch.from_numpy(distance), torch.from_numpy(index)
+
 @torch.no_grad()
-def nearest(queries: Tensor,    # (m, h, w) tokens
-            bank: Tensor,       # (n, h, w) tokens
-            bits: int,          # K
-            chunk: int | None = None, # bank images compared at a time; by default as many as unpack to 256 MB
-           ) -> tuple[Tensor, Tensor]: # (m,) distances in bits, (m,) indices of the first nearest image
-    "For each query the nearest image of the bank in Hamming distance, exactly."
-    check_tokens(queries, bits, 'queries'); check_tokens(bank, bits, 'bank')
-    if queries.shape[1:] != bank.shape[1:]: raise ValueError(f'queries: grid {tuple(queries.shape[1:])}, bank has {tuple(bank.shape[1:])}')
+def nearest_by_product(queries: Tensor, bank: Tensor, bits: int,
+                       chunk: int | None = None, # bank images compared at a time; by default as many as unpack to 256 MB
+                      ) -> tuple[Tensor, Tensor]:
+    "`nearest` by matrix products, on any device."
     a = tokens_to_code(queries, bits).flatten(1)
     if a.shape[1] >= 2**24: raise ValueError(f'bank: {a.shape[1]} bits per image; distances are exact below 2**24')
     best = torch.full((len(a),), -torch.inf, device=a.device); index = torch.zeros(len(a), dtype=torch.long, device=a.device)
@@ -69,8 +117,61 @@ def nearest(queries: Tensor,    # (m, h, w) tokens
         best, index = torch.where(closer, product, best), torch.where(closer, i + start, index)
     return ((a.shape[1] - best)/2).long(), index
 
+def nearest(queries: Tensor,    # (m, h, w) tokens
+            bank: Tensor,       # (n, h, w) tokens
+            bits: int,          # K
+           ) -> tuple[Tensor, Tensor]: # (m,) distances in bits, (m,) indices of a nearest image
+    "For each query the nearest image of the bank in Hamming distance, exactly; on the CPU the first of equally near ones."
+    check_tokens(queries, bits, 'queries'); check_tokens(bank, bits, 'bank')
+    if queries.shape[1:] != bank.shape[1:]: raise ValueError(f'queries: grid {tuple(queries.shape[1:])}, bank has {tuple(bank.shape[1:])}')
+    if queries.device != bank.device: raise ValueError(f'queries: on {queries.device}, bank on {bank.device}; move one')
+    return (nearest_by_words if bank.device.type == 'cpu' else nearest_by_product)(queries, bank, bits)
+
 # %% ../nbs/model/12_tokens.ipynb #effective-gamma
 def effective_gamma(gamma: int | str, h: int, w: int) -> int | str:
     "γ itself, or `'global'` once its window covers all the past of every token."
     gamma = parse_gamma(gamma)
     return GLOBAL if gamma == GLOBAL or gamma >= max(h, w) - 1 else gamma
+
+def radius(gamma: int | str, h: int, w: int) -> int:
+    "γ as a number of cells: the smallest that sees as much."
+    gamma = effective_gamma(gamma, h, w)
+    return max(h, w) - 1 if gamma == GLOBAL else gamma
+
+# %% ../nbs/model/12_tokens.ipynb #scan-order
+ORDERS = ('raster', 'column', 'random')
+
+def scan_order(h: int, w: int, order: str = 'raster') -> np.ndarray: # (h·w,) raster indices
+    "The cells of a grid in the order in which they are visited."
+    if order not in ORDERS: raise ValueError(f"order: {order!r} is unknown; give {' or '.join(ORDERS)}")
+    cells = np.arange(h*w)
+    return np.random.default_rng(0).permutation(cells) if order == 'random' else cells.reshape(h, w).T.ravel() if order == 'column' else cells
+
+def past_windows(h: int, w: int, gamma: int | str,
+                 order: str = 'raster',
+                 full_first_line: bool = False, # the first row (column, in column order) sees all its past
+                ):                              # yields raster indices: a cell, (m,) cells of its window
+    "Every cell in scan order with its causal half window."
+    if full_first_line and order == 'random': raise ValueError("full_first_line: a random order has no first line; give order 'raster' or 'column'")
+    row, column = np.divmod(np.arange(h*w), w)
+    visited = np.zeros(h*w, bool)
+    for t in scan_order(h, w, order):
+        near = np.maximum(abs(row - row[t]), abs(column - column[t])) <= radius(gamma, h, w)
+        if full_first_line and {'raster': row, 'column': column}[order][t] == 0: near[:] = True
+        yield int(t), np.flatnonzero(visited & near)
+        visited[t] = True
+
+# %% ../nbs/model/12_tokens.ipynb #code-length
+class CodeLength(NamedTuple):
+    "Mean negative log₂-likelihood, in three units."
+    per_token: float
+    per_bit: float         # per latent bit
+    per_pixel: float
+
+def code_length(nll: Tensor,        # (n, h, w) bits per token
+                bits: int,          # K
+                pixels: int | None = None, # per image; by default one for each token
+               ) -> CodeLength:
+    "Average an image set's code lengths."
+    mean, cells = nll.double().mean().item(), nll[0].numel()
+    return CodeLength(mean, mean/bits, mean*cells/(pixels or cells))
