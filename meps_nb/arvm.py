@@ -148,11 +148,11 @@ class Shards:
         return nearest, counts.gather(-1, place.clamp(min=0)).where(place >= 0, 0)
 
 # %% ../nbs/model/15c_arvm.ipynb #uniforms
-def uniforms(bank: Bank, eps: float, seed: int, start: int, n: int) -> tuple[np.ndarray, np.ndarray]: # (n, h·w) float64, (n, h·w) uint8
+def uniforms(cells: int, bits: int, eps: float, seed: int, start: int, n: int) -> tuple[np.ndarray, np.ndarray]: # (n, cells) float64, (n, cells) uint8
     "For images `start` to `start + n`: the uniform number that chooses each source, and each token's flipped bits."
-    rng, cells = np.random.default_rng([seed, 2]), bank.h*bank.w
-    rng.bit_generator.advance(start*cells*(1 + bank.bits))  # one draw of 64 bits each
-    u = rng.random((n, cells, 1 + bank.bits))
+    rng = np.random.default_rng([seed, 2])
+    rng.bit_generator.advance(start*cells*(1 + bits))  # one draw of 64 bits each
+    u = rng.random((n, cells, 1 + bits))
     return np.ascontiguousarray(u[..., 0]), np.packbits(u[..., 1:] < eps, -1, 'little')[..., 0]
 
 # %% ../nbs/model/15c_arvm.ipynb #walk
@@ -182,7 +182,7 @@ class Walk:
         def some(first):
             here = slice(first, min(n, first + size))
             count = here.stop - first
-            u = (np.zeros((count, cells)), np.zeros((count, cells), np.uint8)) if seed is None else uniforms(self.bank, self.eps, seed, start + first, count)
+            u = (np.zeros((count, cells)), np.zeros((count, cells), np.uint8)) if seed is None else uniforms(cells, self.bank.bits, self.eps, seed, start + first, count)
             (self.compiled if compiled else do or self.reference)(here, *u)
             return count*cells
         quiet = {'disable': True} if self.shards.rank else {}
@@ -296,17 +296,17 @@ def as_grid(bank: Bank, tokens: Tensor, name: str = 'tokens') -> np.ndarray: # (
     if tokens.shape[1:] != (bank.h, bank.w): raise ValueError(f'{name}: grid {tuple(tokens.shape[1:])}, the bank has {(bank.h, bank.w)}')
     return np.ascontiguousarray(tokens.to(torch.uint8).cpu().numpy().reshape(len(tokens), -1))
 
-def begun(bank: Bank, order: str, n: int, prefix: Tensor | None) -> tuple[np.ndarray, int]: # (n, h·w) uint8, cells given
+def begun(h: int, w: int, bits: int, order: str, n: int, prefix: Tensor | None) -> tuple[np.ndarray, int]: # (n, h·w) uint8, cells given
     "Grids to be filled, with the prefix in place; raises `ValueError` unless it fits."
-    tokens = np.zeros((n, bank.h, bank.w), np.uint8)
+    tokens = np.zeros((n, h, w), np.uint8)
     if n < 1: raise ValueError(f'n: {n}; give at least one image to draw')
     if prefix is None: return tokens.reshape(n, -1), 0
-    check_tokens(prefix, bank.bits, 'prefix')
+    check_tokens(prefix, bits, 'prefix')
     if order == 'random': raise ValueError("prefix: a random order has no first lines; give order 'raster' or 'column'")
     axis = 1 if order == 'raster' else 2
-    p, right = prefix.shape[axis], (n, bank.h, bank.w)
+    p, right = prefix.shape[axis], (n, h, w)
     if p > right[axis] or prefix.shape[3 - axis] != right[3 - axis] or len(prefix) not in (1, n):
-        wanted = f'(1 or {n}, up to {bank.h}, {bank.w})' if axis == 1 else f'(1 or {n}, {bank.h}, up to {bank.w})'
+        wanted = f'(1 or {n}, up to {h}, {w})' if axis == 1 else f'(1 or {n}, {h}, up to {w})'
         raise ValueError(f'prefix: shape {tuple(prefix.shape)}; give {wanted}')
     tokens[(slice(None),)*axis + (slice(p),)] = prefix.cpu().numpy()
     return tokens.reshape(n, -1), p*right[3 - axis]
@@ -390,7 +390,7 @@ class EmpiricalARVM:
               ) -> Samples:
         "Draw images token by token, keeping each token's source."
         if by not in ('source', 'histogram'): raise ValueError(f"by: {by!r}; give 'source' or 'histogram'")
-        tokens, given = begun(self.bank, self.order, n, prefix)
+        tokens, given = begun(self.bank.h, self.bank.w, self.bank.bits, self.order, n, prefix)
         walk = Walk(self, gamma, self.eps_at(gamma), tokens, given, allowed(self.bank, self.shards, n, labels))
         walk.run('sampling', seed, start, do=(lambda *a: walk.reference(*a, by_histogram=True)) if by == 'histogram' else None)
         return Samples(*map(self.unfold, (walk.tokens, walk.source, walk.cell)))

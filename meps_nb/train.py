@@ -5,6 +5,7 @@
 # %% ../nbs/model/14_train.ipynb #imports
 from __future__ import annotations
 import math
+from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -35,16 +36,19 @@ class Divergence(InputError):
 
 # %% ../nbs/model/14_train.ipynb #fit
 def fit(model: nn.Module,     # has `loss(batch, progress)`
-        data: Tensor,         # (n, …): the training set, moved to the model's device
+        data,                 # (n, …) tensor, or a tuple of several (images, labels, …): the training set, moved to the model's device
         steps: int,
         batch_size: int = 16,
         lr: float = 1e-3,     # peak learning rate
         seed: int = 0,
         desc: str = 'training',
+        watch: Callable | None = None, # called with the number of steps done, every `every` steps and at the end
+        every: int = 100,
        ) -> list[float]:      # loss at every step
     "Train a model in place; raises `Divergence` when the loss stops being finite."
     device = next(model.parameters()).device
-    data = data.to(device)
+    data = tuple(x.to(device) for x in data) if isinstance(data, tuple) else data.to(device)
+    n = len(data[0] if isinstance(data, tuple) else data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.)
     batches = torch.Generator().manual_seed(seed)
     losses = []
@@ -53,7 +57,8 @@ def fit(model: nn.Module,     # has `loss(batch, progress)`
         torch.manual_seed(seed)
         for step in (bar := tqdm(range(steps), desc=desc, unit='step', leave=False)):
             for group in optimizer.param_groups: group['lr'] = lr*one_cycle((step + 1)/(steps + 1))
-            batch = data[torch.randint(len(data), (batch_size,), generator=batches).to(device)]
+            some = torch.randint(n, (batch_size,), generator=batches).to(device)
+            batch = tuple(x[some] for x in data) if isinstance(data, tuple) else data[some]
             loss = model.loss(batch, step/steps)
             if not torch.isfinite(loss): raise Divergence(f'{desc}: loss {loss.item()} at step {step}; try a smaller lr than {lr}')
             optimizer.zero_grad(set_to_none=True); loss.backward()
@@ -61,5 +66,7 @@ def fit(model: nn.Module,     # has `loss(batch, progress)`
             optimizer.step()
             losses.append(loss.detach())
             if step % 50 == 0: bar.set_postfix(loss=f'{loss.item():.4f}')
+            if watch and ((step + 1) % every == 0 or step + 1 == steps):
+                model.eval(); watch(step + 1); model.train()
     model.eval()
     return torch.stack(losses).tolist()
