@@ -4,6 +4,7 @@
 
 # %% ../nbs/model/16_neural_arvm.ipynb #imports
 from __future__ import annotations
+import math
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from .settings import GLOBAL, parse_gamma
 from .tokens import check_tokens, popcount, radius, tokens_to_code
 
 # %% auto #0
-__all__ = ['NeuralARVM', 'flip_kernel']
+__all__ = ['NeuralARVM', 'flip_kernel', 'divergence']
 
 # %% ../nbs/model/16_neural_arvm.ipynb #network
 class NeuralARVM(nn.Module):
@@ -146,3 +147,11 @@ def flip_kernel(bits: int, eps: float) -> Tensor: # (2^K, 2^K)
     symbols = torch.arange(2**bits, dtype=torch.uint8)
     d = popcount(symbols[:, None] ^ symbols).float()
     return eps**d*(1 - eps)**(bits - d)
+
+# %% ../nbs/model/16_neural_arvm.ipynb #divergence
+def divergence(model: NeuralARVM, tokens: Tensor, # (n, h, w) contexts: training images with flips
+               histogram: Tensor,                 # (n, h, w, 2^K): the empirical model's, on the same contexts
+               gamma: int | str, labels=None) -> float:
+    "E KL(ĥ‖network) in bits per token."
+    q, h = model.histogram(tokens, gamma, labels).double(), histogram.to(model.position.device)
+    return (torch.xlogy(h, h) - torch.xlogy(h, q)).sum(-1).mean().item()/math.log(2)
