@@ -19,20 +19,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from . import __version__
 from .arvm import EmpiricalARVM
+from .bank import Bank
 from .blae import BLAE, bit_usage, flip, psnr
 from .copying import coherence, copy_evidence, run_lengths, sources_per_image
 from .data import ImageSet, load_images
+from .neural_arvm import NeuralARVM
 from .settings import GLOBAL, InputError, Settings, convert, load_preset, read_presets, PRESETS
 from .theory.memorization import copy_threshold
 from .tokens import code_to_tokens, effective_gamma, tokens_to_code
 from .train import fit, pick_device
 
 # %% auto #0
-__all__ = ['GENERATORS', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_blae', 'in_batches',
-           'encoded', 'through_flips', 'sampled', 'finite', 'measured', 'span', 'percent', 'at', 'summary', 'Sweep',
-           'swept', 'verdict', 'tile', 'rgb', 'provenance_colours', 'picture', 'curve_figure', 'embed', 'table',
-           'report', 'study_figures', 'usable_gammas', 'prepare', 'versions', 'study', 'blae_figures', 'Parser',
-           'study_parser', 'main']
+__all__ = ['CHUNK', 'SCORED', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_blae', 'in_batches',
+           'encoded', 'through_flips', 'trained_neural', 'generators', 'sampled', 'finite', 'measured', 'span',
+           'percent', 'at', 'summary', 'Sweep', 'swept', 'verdict', 'tile', 'rgb', 'provenance_colours', 'picture',
+           'curve_figure', 'embed', 'table', 'report', 'study_figures', 'usable_gammas', 'prepare', 'versions', 'study',
+           'blae_figures', 'Parser', 'study_parser', 'main']
 
 # %% ../nbs/model/19_study.ipynb #write-file
 def write_file(path: Path,
@@ -117,32 +119,60 @@ def through_flips(tokens: Tensor, bits: int, eps: float, seed: int) -> Tensor:
     code = flip(tokens_to_code(tokens.cpu(), bits), eps, torch.Generator().manual_seed(seed))
     return code_to_tokens(code).to(tokens.device)
 
-# %% ../nbs/model/19_study.ipynb #sampled
-GENERATORS = {'empirical': EmpiricalARVM}
-
-def sampled(generator, bank: str, gamma: int | str, s: Settings, out: Path, say: Callable = print) -> dict:
-    "Samples at one γ with their sources and the seconds that one took; `bank` is the bank's fingerprint."
+# %% ../nbs/model/19_study.ipynb #generators
+def trained_neural(bank: Tensor, eps: float, s: Settings, out: Path, say: Callable = print) -> NeuralARVM:
+    "The neural γ-ARVM of this study, trained now or read from its stage."
+    with torch.random.fork_rng():
+        torch.manual_seed(s.seed)
+        model = NeuralARVM(*bank.shape[1:], s.bits, eps).to(pick_device(s.device))
     def compute():
+        fit(model, bank, s.neural_steps, s.batch_size, s.lr, s.seed, 'training the neural γ-ARVM')
+        return {k: v.cpu().numpy() for k, v in model.state_dict().items()}
+    key = {k: getattr(s, k) for k in ('bits', 'neural_steps', 'batch_size', 'lr', 'seed')}
+    weights = stage(out, 'neural', {**key, 'eps': eps, 'bank': bank.cpu().numpy(), 'version': __version__}, compute, say)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
+    return model.eval()
+
+def generators(bank: Tensor, eps: float, s: Settings, out: Path, say: Callable = print) -> dict:
+    "The models that draw samples, by name."
+    models = {}
+    if s.model in ('empirical', 'both'):
+        models['empirical'] = EmpiricalARVM(Bank(bank, s.bits), eps)
+        say(f"empirical γ-ARVM: {models['empirical']}")
+    if s.model in ('neural', 'both'):
+        say('neural γ-ARVM: training (or reading) one network for every γ')
+        models['neural'] = trained_neural(bank, eps, s, out, say)
+    return models
+
+# %% ../nbs/model/19_study.ipynb #sampled
+CHUNK = 1000  # samples in one file
+
+def sampled(name: str, generator, key: dict, gamma: int | str, s: Settings, out: Path, say: Callable = print) -> dict:
+    "Samples at one γ with their sources and the seconds that one took; `key` is what the generator depends on."
+    def chunk(first: int):
+        n = min(CHUNK, s.samples - first)
         generator.sample(1, gamma)  # warm up
         start = time.perf_counter()
-        tokens, source = (x.cpu().numpy() for x in generator.sample(s.samples, gamma, s.seed))
-        return dict(tokens=tokens, source=source, seconds=np.array((time.perf_counter() - start)/s.samples))
-    key = {'bank': bank, 'bits': s.bits, 'sigma': s.sigma, 'samples': s.samples, 'gamma': gamma, 'seed': s.seed, 'version': __version__}
-    return stage(out, f'samples-{s.model}-{gamma}', key, compute, say)
+        drawn = generator.sample(n, gamma, s.seed, start=first)
+        return dict(tokens=drawn.tokens.cpu().numpy(), source=drawn.source.cpu().numpy(), seconds=np.array(time.perf_counter() - start))
+    key = {**key, 'gamma': gamma, 'seed': s.seed, 'version': __version__}
+    parts = [stage(out, f'samples-{name}-{gamma}-{first}', {**key, 'n': min(CHUNK, s.samples - first)}, lambda: chunk(first), say) for first in range(0, s.samples, CHUNK)]
+    return dict(tokens=np.concatenate([p['tokens'] for p in parts]), source=np.concatenate([p['source'] for p in parts]), seconds=sum(p['seconds'] for p in parts)/s.samples)
 
 # %% ../nbs/model/19_study.ipynb #measure
 def finite(x: float) -> float | None:
     "A number for JSON: `None` where it is undefined, like the coherence of constant images."
     return x if np.isfinite(x) else None
 
-def measured(gamma: int | str, drawn: dict, bank: Tensor, images: Tensor, reference: Tensor, eps: float, bits: int) -> tuple[dict, Tensor]:
+def measured(name: str, gamma: int | str, drawn: dict, bank: Tensor, images: Tensor, reference: Tensor, eps: float, bits: int) -> tuple[dict, Tensor]:
     "The sweep's row for one γ, and the index of each sample's nearest training image."
     e = copy_evidence(torch.from_numpy(drawn['tokens']).to(bank.device), bank, bits, eps)
     source, m = torch.from_numpy(drawn['source']), bits*bank[0].numel()
-    row = dict(gamma=gamma, copy_rate=e.copy_rate.mean, copy_rate_low=e.copy_rate.low, copy_rate_high=e.copy_rate.high,
+    known = bool((source >= 0).any())  # a network names no sources
+    row = dict(model=name, gamma=gamma, copy_rate=e.copy_rate.mean, copy_rate_low=e.copy_rate.low, copy_rate_high=e.copy_rate.high,
                nn_distance_mean=e.distance.mean, nn_distance_low=e.distance.low, nn_distance_high=e.distance.high,
                copy_distance_mean=finite(e.bits_apart[e.is_copy].double().mean().item()/m),
-               sources_per_image_mean=float(sources_per_image(source).mean()), run_length_mean=float(run_lengths(source).mean()),
+               sources_per_image_mean=float(sources_per_image(source).mean()) if known else None, run_length_mean=float(run_lengths(source).mean()) if known else None,
                coherence=finite(coherence(images, reference)), seconds_per_sample=float(drawn['seconds']))
     return row, e.nearest.cpu()
 
@@ -159,30 +189,35 @@ def at(gamma: int | str) -> str: return 'global range' if gamma == GLOBAL else f
 def summary(row: dict) -> str:
     "One row of the sweep in words."
     smooth = '–' if row['coherence'] is None else f"{row['coherence']:.2f}"
-    return f"{percent(row['copy_rate'])} copies, {row['sources_per_image_mean']:.1f} sources per image, coherence {smooth}"
+    sources = '' if row['sources_per_image_mean'] is None else f", {row['sources_per_image_mean']:.1f} sources per image"
+    return f"{percent(row['copy_rate'])} copies{sources}, coherence {smooth}, {row['held_out_bits']:.2f} bits per held-out token"
 
 # %% ../nbs/model/19_study.ipynb #sweep
-class Sweep(NamedTuple):
-    "Samples and evidence at every γ."
-    rows: list[dict] # one for each γ, for `results.json`
-    held_out: dict   # the same figures of held-out images
-    drawn: dict      # γ → tokens and sources of the samples
-    nearest: dict    # γ → index of each sample's nearest training image
+SCORED = 100  # held-out images whose likelihood is computed at every γ
 
-def swept(model: BLAE, bank: Tensor, compared: Tensor, gammas: list, s: Settings, out: Path, say: Callable = print) -> Sweep:
-    "Draw and measure samples at every γ; `compared` are held-out images' tokens with flips."
-    say(f'γ-ARVM ({s.model}): {s.samples} samples at each γ')
-    generator, fingerprint = GENERATORS[s.model](bank, s.bits, model.eps), digest({'bank': bank.cpu().numpy()})
+class Sweep(NamedTuple):
+    "Samples and evidence of every model at every γ."
+    rows: list[dict] # one for each, for `results.json`
+    held_out: dict   # the same figures of held-out images
+    drawn: dict      # (model, γ) → tokens and sources of the samples
+    nearest: dict    # (model, γ) → index of each sample's nearest training image
+
+def swept(model: BLAE, models: dict, bank: Tensor, compared: Tensor, gammas: list, s: Settings, out: Path, say: Callable = print) -> Sweep:
+    "Draw and measure samples of every generator at every γ; `compared` are held-out images' tokens with flips."
     reference, honest = in_batches(model.decode, compared), copy_evidence(compared, bank, s.bits, model.eps)
     rate = honest.copy_rate
     held_out = dict(n_compared=len(compared), copy_rate=rate.mean, copy_rate_low=rate.low, copy_rate_high=rate.high, distance_mean=honest.distance.mean)
+    key = {'bank': digest({'bank': bank.cpu().numpy()}), 'bits': s.bits, 'sigma': s.sigma}
     rows, drawn, nearest = [], {}, {}
-    for gamma in gammas:
-        drawn[gamma] = sampled(generator, fingerprint, gamma, s, out, say)
-        images = in_batches(model.decode, torch.from_numpy(drawn[gamma]['tokens']))
-        row, nearest[gamma] = measured(gamma, drawn[gamma], bank, images, reference, model.eps, s.bits)
-        rows.append(row | {'held_out_distance_mean': honest.distance.mean})
-        say(f"  {at(gamma)}: {summary(row)}")
+    for name, generator in models.items():
+        say(f'{name} γ-ARVM: {s.samples} samples at each γ')
+        for gamma in gammas:
+            depends = key | ({'weights': digest({k: v.cpu().numpy() for k, v in generator.state_dict().items()})} if name == 'neural' else {})
+            d = drawn[name, gamma] = sampled(name, generator, depends, gamma, s, out, say)
+            images = in_batches(model.decode, torch.from_numpy(d['tokens']))
+            row, nearest[name, gamma] = measured(name, gamma, d, bank, images, reference, model.eps, s.bits)
+            rows.append(row | dict(held_out_distance_mean=honest.distance.mean, held_out_bits=generator.nll(compared[:SCORED], gamma).mean().item()))
+            say(f"  {at(gamma)}: {summary(rows[-1])}")
     return Sweep(rows, held_out, drawn, nearest)
 
 # %% ../nbs/model/19_study.ipynb #verdict
@@ -234,22 +269,22 @@ def picture(rows: dict[str, np.ndarray]) -> Figure: # row label to (n, h, w, 3)
 
 # %% ../nbs/model/19_study.ipynb #curve-figure
 def curve_figure(results: dict) -> Figure:
-    "Copy rate, distance and coherence over γ, each with its reference line."
-    sweep, eps = results['sweep'], results['eps']
-    x, column = range(len(sweep)), lambda name: [r[name] for r in sweep]
-    fig = Figure(figsize=(10, 3.2), layout='constrained'); a, b, c = fig.subplots(1, 3)
-    a.fill_between(x, column('copy_rate_low'), column('copy_rate_high'), alpha=.25, label='95 % interval')
-    a.plot(x, column('copy_rate'), 'o-', label='samples')
-    a.axhline(results['held_out']['copy_rate'], color='gray', ls=':', label='held-out images')
-    a.set(ylabel='copy rate', ylim=(-.03, 1.03))
-    b.fill_between(x, column('nn_distance_low'), column('nn_distance_high'), alpha=.25)
-    b.plot(x, column('nn_distance_mean'), 'o-', label='samples')
-    b.axhline(sweep[0]['held_out_distance_mean'], color='gray', ls=':', label='held-out images')
+    "Copy rate, distance, coherence and likelihood over γ, each with its reference line; one curve for each model."
+    rows, eps = results['sweep'], results['eps']
+    fig = Figure(figsize=(12, 3.2), layout='constrained'); a, b, c, d = axes = fig.subplots(1, 4)
+    for colour, name in enumerate(dict.fromkeys(r['model'] for r in rows)):
+        sweep = [r for r in rows if r['model'] == name]
+        x, column, style = range(len(sweep)), lambda key: np.array([r[key] for r in sweep], float), dict(color=f'C{colour}')
+        a.fill_between(x, column('copy_rate_low'), column('copy_rate_high'), alpha=.25, **style, label=f'{name}, 95 % interval')
+        b.fill_between(x, column('nn_distance_low'), column('nn_distance_high'), alpha=.25, **style)
+        for ax, key in zip(axes, ('copy_rate', 'nn_distance_mean', 'coherence', 'held_out_bits')): ax.plot(x, column(key), 'o-', label=name, **style)
+    for ax, value in ((a, results['held_out']['copy_rate']), (b, rows[0]['held_out_distance_mean']), (c, 1)): ax.axhline(value, color='gray', ls=':', label='held-out images')
     b.axhline(eps, color='C3', ls='--', label=f'flips alone, ε = {eps:.3g}')
+    a.set(ylabel='copy rate', ylim=(-.03, 1.03))
     b.set(ylabel='distance to nearest training image\n/ fraction of bits', ylim=(0, None))
-    c.plot(x, np.array(column('coherence'), float), 'o-', label='samples'); c.axhline(1, color='gray', ls=':', label='held-out images')
-    c.set(ylabel='neighbour difference\nrelative to held-out', ylim=(0, 1.1*max([1, *filter(None, column('coherence'))])))
-    for ax in (a, b, c): ax.set(xlabel='observation range γ / tokens (∞: global)', xticks=list(x), xticklabels=['∞' if g == GLOBAL else str(g) for g in column('gamma')]); ax.legend(fontsize=8)
+    c.set(ylabel='neighbour difference\nrelative to held-out', ylim=(0, 1.1*max([1, *(r['coherence'] or 0 for r in rows)])))
+    d.set(ylabel='bits per token of held-out images', ylim=(0, None))
+    for ax in axes: ax.set(xlabel='observation range γ / tokens (∞: global)', xticks=list(x), xticklabels=['∞' if r['gamma'] == GLOBAL else str(r['gamma']) for r in sweep]); ax.legend(fontsize=7)
     return fig
 
 # %% ../nbs/model/19_study.ipynb #report-parts
@@ -258,9 +293,9 @@ def embed(fig: Figure, alt: str) -> str:
     buffer = io.BytesIO(); fig.savefig(buffer, format='png', dpi=110, metadata={'Software': None})
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
-COLUMNS = {'gamma': 'γ', 'copy_rate': 'copy rate', 'copy_rate_low': 'from', 'copy_rate_high': 'to', 'nn_distance_mean': 'distance to nearest / bit',
+COLUMNS = {'model': 'model', 'gamma': 'γ', 'copy_rate': 'copy rate', 'copy_rate_low': 'from', 'copy_rate_high': 'to', 'nn_distance_mean': 'distance to nearest / bit',
            'held_out_distance_mean': 'held-out images’', 'sources_per_image_mean': 'sources per image', 'run_length_mean': 'run length / tokens',
-           'coherence': 'coherence (held-out: 1)', 'seconds_per_sample': 'seconds per sample'}
+           'coherence': 'coherence (held-out: 1)', 'held_out_bits': 'bits per held-out token', 'seconds_per_sample': 'seconds per sample'}
 
 def table(sweep: list[dict]) -> str:
     "The sweep as an HTML table."
@@ -298,14 +333,18 @@ def study_figures(model: BLAE, data: ImageSet, held_out_tokens: Tensor, sweep: S
     train, originals = torch.from_numpy(data.train_images), torch.from_numpy(data.held_out_images[:shown])
     tokens = held_out_tokens[:shown]
     flipped = through_flips(tokens, model.bits, model.eps, results['seeds']['flips'])
-    figures = {'Copying over the observation range': (curve_figure(results), 'From generator to memorizer. No copy rate without its coherence: an incoherent mosaic copies nothing either.')}
-    for row in sweep.rows:
-        gamma, d = row['gamma'], sweep.drawn[row['gamma']]
-        rows = {'sample': rgb(in_batches(model.decode, torch.from_numpy(d['tokens'][:shown]))), 'nearest': rgb(train[sweep.nearest[gamma][:shown]]),
-                'source': provenance_colours(d['source'][:shown])}
-        figures[at(gamma)] = (picture(rows), f"{summary(row)}. "
-            'Top: samples; middle: the nearest training image of each; bottom: every pixel coloured by the training image that it was copied from. '
-            'Where several images explain the window equally well, as in an empty first row, the source is drawn among them anew for each pixel.')
+    figures = {'Copying over the observation range': (curve_figure(results), 'From generator to memorizer. No copy rate without its coherence: an incoherent mosaic copies nothing either. Right: how well the model explains new images, flips included; below, it generalizes better.')}
+    models = list(dict.fromkeys(r['model'] for r in sweep.rows))
+    for gamma in dict.fromkeys(r['gamma'] for r in sweep.rows):  # the models one below the other
+        rows, words = {}, []
+        for name in models:
+            d, which = sweep.drawn[name, gamma], f'{name}: ' if len(models) > 1 else ''
+            rows[f'{which}sample'] = rgb(in_batches(model.decode, torch.from_numpy(d['tokens'][:shown])))
+            rows[f'{which}nearest'] = rgb(train[sweep.nearest[name, gamma][:shown]])
+            if (d['source'] >= 0).any(): rows[f'{which}source'] = provenance_colours(d['source'][:shown])
+            words.append(which + summary(next(r for r in sweep.rows if (r['model'], r['gamma']) == (name, gamma))))
+        figures[at(gamma)] = (picture(rows), '; '.join(words) + '. Samples, the nearest training image of each, and, where the model knows it, every pixel coloured by the training '
+            'image that it was copied from. Where several images explain the window equally well, as in an empty first row, the source is drawn among them anew for each pixel.')
     rows = {'held-out': rgb(originals), 'hard signs': rgb(in_batches(model.decode, tokens)), 'with flips': rgb(in_batches(model.decode, flipped))}
     figures['What the tokens keep'] = (picture(rows), f"Held-out images through BL-AE: {results['blae']['psnr_held_out']:.1f} dB with hard signs, "
                                        f"{results['blae']['psnr_held_out_flips']:.1f} dB with flips at ε.")
@@ -331,7 +370,7 @@ def prepare(out: str | Path) -> Path:
 
 def versions() -> dict:
     "What ran."
-    return {'meps_nb': __version__, 'python': platform.python_version(), **{p: version(p) for p in ('torch', 'numpy', 'scipy', 'scikit-learn', 'matplotlib')}}
+    return {'meps_nb': __version__, 'python': platform.python_version(), **{p: version(p) for p in ('torch', 'numpy', 'numba', 'scipy', 'scikit-learn', 'matplotlib')}}
 
 # %% ../nbs/model/19_study.ipynb #study
 def study(settings: Settings = Settings(), # everything that the result depends on
@@ -356,9 +395,11 @@ def study(settings: Settings = Settings(), # everything that the result depends 
     say(f"  held-out PSNR {blae['psnr_held_out']:.1f} dB, {blae['psnr_held_out_flips']:.1f} dB with flips; {blae['bit_entropy']:.2f} of each bit used")
 
     some = np.random.default_rng(seeds['compared']).permutation(n_held_out)[:1000]
-    sweep = swept(model, bank, flipped[torch.from_numpy(some).to(flipped.device)], gammas, s, out, say)
+    models = generators(bank, model.eps, s, out, say)
+    sweep = swept(model, models, bank, flipped[torch.from_numpy(some).to(flipped.device)], gammas, s, out, say)
+    verdicts = {name: verdict([r for r in sweep.rows if r['model'] == name], sweep.held_out) for name in models}
     results = dict(
-        verdict=verdict(sweep.rows, sweep.held_out), eps=model.eps, copy_threshold_bits=copy_threshold(s.bits*bank[0].numel(), model.eps),
+        verdict=' '.join(verdicts.values() if len(models) == 1 else (f'The {name} γ-ARVM: {v}' for name, v in verdicts.items())), eps=model.eps, copy_threshold_bits=copy_threshold(s.bits*bank[0].numel(), model.eps),
         data=dict(name=data.name, n_train=n_train, n_held_out=n_held_out, shape=list(data.shape), fingerprint=data.fingerprint),
         blae=blae, held_out=sweep.held_out, sweep=sweep.rows, notes=list(data.notes), config=asdict(s) | {'gammas': list(s.gammas)}, seeds=seeds, versions=versions())
     write_file(out/'results.json', lambda f: f.write(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False).encode()))
@@ -383,7 +424,7 @@ class Parser(argparse.ArgumentParser):
 
 def study_parser() -> Parser:
     p = Parser('meps-study', description='From which observation range γ on does the generator copy its training images? '
-               'Trains BL-AE, samples the γ-ARVM over a sweep of γ, measures copying, and writes report.html and results.json.',
+               'Trains BL-AE, samples the γ-ARVM, empirical or neural, over a sweep of γ, measures copying, and writes report.html and results.json.',
                epilog='Example: meps-study --data ~/photos --size 32 --gammas 0,2,5,global --out photos')
     p.add_argument('--preset', default='digits', help='section of the settings file to start from: ' + ', '.join(read_presets()) + ' (default: %(default)s)')
     p.add_argument('--settings', default=PRESETS, metavar='FILE', help='settings file with presets (default: the one in the package)')
