@@ -195,14 +195,13 @@ class Walk:
     def compiled(self, here: slice, uniform, flips):
         bank, flat, N = self.bank, self.bank.tokens.flatten(0, 1).numpy(), self.bank.n
         current = np.empty((self.positions, N), np.uint16 if bank.bits*bank.h*bank.w < 2**16 else np.uint32)
-        ahead = np.empty_like(current) if len(self.score) else np.empty((0, 0), current.dtype)
         images = self.powers, self.tokens[here], self.source[here], self.given, uniform, flips, self.score[here]
         if self.slides:
             h, w, down, right = (bank.w, bank.h, 1, bank.w) if self.how[1] == 'column' else (bank.h, bank.w, bank.w, 1)
             gamma = radius(self.how[0], h, w)
             column = np.empty((w, N), np.uint8 if bank.bits*min(gamma + 1, h) < 2**8 else np.uint16 if bank.bits*h < 2**16 else np.uint32)
-            slide(flat, h, w, down, right, gamma, self.how[2], self.ranges[here], column, current, ahead, *images)
-        else: direct(flat, *self.plan, bank.shifts.numpy(), self.ranges[here], current, ahead, *images)
+            slide(flat, h, w, down, right, gamma, self.how[2], self.ranges[here], column, current, *images)
+        else: direct(flat, *self.plan, bank.shifts.numpy(), self.ranges[here], current, *images)
         source, drawn = self.source[here], self.source[here] >= 0
         self.cell[here][drawn], self.source[here][drawn] = source[drawn]//N, self.shards.start + bank.index.numpy()[source[drawn] % N]
 

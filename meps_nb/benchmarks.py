@@ -4,7 +4,7 @@
 
 # %% ../nbs/benchmarks/50_speed.ipynb #imports
 from __future__ import annotations
-import argparse, json, math, multiprocessing, platform, sys, time
+import argparse, json, math, platform, subprocess, sys, time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,6 +97,7 @@ QUICK = Sizes(500, 1000, 4, 8, 10, 200)
 
 EPS = .002
 
+# %% ../nbs/benchmarks/50_speed.ipynb #sampler
 def against_published(tokens: Tensor, bits: int, gamma: int, images: int, every: int) -> tuple[float, float]:
     "Seconds per image, ours and published; raises `RuntimeError` if their probabilities differ."
     model, published = EmpiricalARVM(Bank(tokens, bits), EPS), Published(tokens, bits, EPS, gamma)
@@ -117,6 +118,7 @@ def sampler_rows(sizes: Sizes):
     took = seconds(lambda: model.sample(sizes.large_images, 5))
     yield Row(f'{sizes.large_images:,} images from N = {sizes.large:,}, 32×32, K = 7, γ = 5', f'{took:.1f} s in all', '< 5 min')
 
+# %% ../nbs/benchmarks/50_speed.ipynb #scaling
 def scaling_rows(sizes: Sizes):
     "How the cost depends on γ and N, and scoring against sampling."
     tokens = smooth_fields(4*sizes.bank, 28, 28, 4)
@@ -132,6 +134,7 @@ def scaling_rows(sizes: Sizes):
         sampling, scoring = fastest(lambda: model.sample(sizes.images, gamma)), fastest(lambda: model.nll(z, gamma))
         yield Row(f'scoring relative to sampling, γ = {gamma}', f'{scoring/sampling:.2f}', '≤ 1')
 
+# %% ../nbs/benchmarks/50_speed.ipynb #limit
 def limit_rows(sizes: Sizes):
     "Distance to the machine's limit."
     threads = torch.get_num_threads()
@@ -142,6 +145,7 @@ def limit_rows(sizes: Sizes):
             speed = triad_speed(n*(28 + 2 + 28), threads)
             yield Row(f'bytes moved against a triad, N = {n:,}, γ = {gamma}', f'{moved/took/1e9:.0f} of {speed/1e9:.0f} GB/s: {moved/took/speed:.2f}', '≥ 0.33')
 
+# %% ../nbs/benchmarks/50_speed.ipynb #nearest
 def nearest_rows(sizes: Sizes):
     "The nearest training image against a full sort per sample in float."
     bank, queries = smooth_fields(6*sizes.bank, 28, 28, 4), smooth_fields(sizes.queries, 28, 28, 4, seed=1)
@@ -154,25 +158,26 @@ def nearest_rows(sizes: Sizes):
     if [int(sort(q).values[0]) for q in queries[:3]] != distance.tolist(): raise RuntimeError('nearest: distances differ from the full sort')
     yield Row(f'nearest of {len(bank):,} images, 28×28, K = 4', f'{1e3*ours:.2f} ms per sample; full sort in float {theirs:.2f} s: {theirs/ours:,.0f}×', '≥ 200×')
 
-def peak(n: int, images: int, threads: int, report) -> None:
-    "In a process of its own: bytes by which sampling raises the peak of memory (Linux)."
+# %% ../nbs/benchmarks/50_speed.ipynb #memory
+def peak(n: int, images: int, threads: int) -> int:
+    "Bytes by which sampling raises a process's peak of memory (Linux)."
     torch.set_num_threads(threads)
     model = EmpiricalARVM(Bank(smooth_fields(n, 28, 28, 4), 4), EPS)
     model.sample(1, 5)  # compiled code counts once
     memory = lambda key: int(next(line for line in open('/proc/self/status') if line.startswith(key)).split()[1])*1024
     Path('/proc/self/clear_refs').write_text('5')      # forget the peak so far
     before = memory('VmRSS'); model.sample(images, 5)
-    report.send(memory('VmHWM') - before)
+    return memory('VmHWM') - before
 
 def memory_rows(sizes: Sizes):
-    "Memory beyond the bank."
+    "Memory beyond the bank, of a process that does nothing else."
     n, threads = 6*sizes.bank, torch.get_num_threads()
     if not Path('/proc/self/clear_refs').exists(): return
-    context = multiprocessing.get_context('spawn'); receive, send = context.Pipe(False)
-    process = context.Process(target=peak, args=(n, sizes.images, threads, send)); process.start()
-    extra = receive.recv(); process.join()
+    program = f'from meps_nb.benchmarks import peak; print(peak({n}, {sizes.images}, {threads}))'
+    extra = int(subprocess.run([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True, check=True).stdout)
     yield Row(f'memory beyond the bank, N = {n:,}, {threads} threads', f'{extra/threads/2**20:.1f} MB per thread', '≤ 64 MB')
 
+# %% ../nbs/benchmarks/50_speed.ipynb #neural
 def neural_rows(sizes: Sizes):
     "The neural γ-ARVM: one window per token against the whole grid per token."
     model = NeuralARVM(28, 28, 4, EPS, 5).eval()
@@ -182,6 +187,7 @@ def neural_rows(sizes: Sizes):
     naive = fastest(lambda: model.histogram(z, 5))*z[0].numel()/n    # one evaluation of the grid for each token
     yield Row('neural, 28×28, K = 4, γ = 5', f'{1e3*ours:.1f} ms per image; whole grid per token {naive:.1f} s: {naive/ours:.0f}×', '≥ 10×')
 
+# %% ../nbs/benchmarks/50_speed.ipynb #table
 PARTS = dict(sampler=sampler_rows, scaling=scaling_rows, limit=limit_rows, nearest=nearest_rows, memory=memory_rows, neural=neural_rows)
 
 def machine() -> str:

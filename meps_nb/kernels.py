@@ -9,8 +9,8 @@ from numba import njit
 from .tokens import ones
 
 # %% auto #0
-__all__ = ['BLOCK', 'enter', 'include', 'step', 'forget', 'add', 'subtract', 'smallest', 'count_equal', 'tally', 'invert',
-           'mark_equal', 'total', 'choose', 'count', 'visit', 'rate', 'block_bounds', 'slide', 'drop_top', 'direct']
+__all__ = ['BLOCK', 'enter', 'include', 'forget', 'add', 'subtract', 'smallest', 'count_equal', 'tally', 'invert', 'mark_equal',
+           'total', 'choose', 'count', 'visit', 'rate', 'block_bounds', 'slide', 'drop_top', 'direct']
 
 # %% ../nbs/model/15b_kernels.ipynb #loops
 BLOCK = 2048  # sources at a time
@@ -27,11 +27,6 @@ def enter(row, z, column, current): # bank's tokens at one cell, the token drawn
 def include(row, z, current):
     "Add the distances at one cell to the current window."
     for k in range(len(row)): current[k] += ones(np.uint8(row[k] ^ z))
-
-@njit(nogil=True, cache=True)
-def step(row, z, current, ahead):
-    "The current window with the distances at one cell added, apart."
-    for k in range(len(row)): ahead[k] = current[k] + ones(np.uint8(row[k] ^ z))
 
 @njit(nogil=True, cache=True)
 def forget(row, z, column):
@@ -60,13 +55,17 @@ def count_equal(current, level):
 
 # %% ../nbs/model/15b_kernels.ipynb #counts
 @njit(nogil=True, cache=True)
-def tally(current, least, counts):
-    "Add a block's sources to the counts per excess distance."
+def tally(current, own, nearest, counts):
+    "Add a block's sources, the least distance among which is `own`, to the counts per excess over `nearest`."
     if len(counts) <= 32:
-        for e in range(len(counts)): counts[e] += count_equal(current, current.dtype.type(least + e))
+        left = len(current)
+        for e in range(own - nearest, len(counts)):
+            here = count_equal(current, current.dtype.type(nearest + e))
+            counts[e] += here; left -= here
+            if left == 0: return
     else:
         for k in range(len(current)):
-            e = np.int64(current[k]) - least
+            e = np.int64(current[k]) - nearest
             if e < len(counts): counts[e] += 1
 
 @njit(nogil=True, cache=True)
@@ -122,36 +121,28 @@ def count(current, least, blocks, counts):
     counts[:] = 0
     for p in range(len(current)):
         for b in range(len(blocks)):
-            if least[p, b] - nearest < len(counts): tally(current[p, blocks[b, 0]:blocks[b, 1]], nearest, counts)
+            if least[p, b] - nearest < len(counts): tally(current[p, blocks[b, 0]:blocks[b, 1]], least[p, b], nearest, counts)
     return nearest
 
 @njit(nogil=True, cache=True)
-def visit(bank, cells, current, least, blocks, powers, counts, ahead, z, given, u, flip, score):
-    "Draw the next token, or take the given one and score it: token, source (cell·N + image, −1 if given)."
+def visit(bank, cells, current, least, blocks, powers, counts, z, given, u, flip, score):
+    "Draw the next token, or take the given one and begin its score: token, source (cell·N + image, −1 if given)."
     if given and not len(score): return z, -1
     nearest = count(current, least, blocks, counts)
     if given:
-        rate(bank, cells, current, least, blocks, powers, counts, ahead, z, nearest, score)
+        score[0], score[2], score[3] = nearest, 0., 0.
+        for e in range(len(counts)):
+            score[2] += counts[e]*powers[e]
+            score[3] += counts[e]*powers[e]*powers[e]
         return z, -1
     e, rank = invert(counts, powers, u)
     p, n = choose(current, least, blocks, nearest + e, rank)
     return np.uint8(bank[cells[p], n] ^ flip), cells[p]*bank.shape[1] + n
 
 @njit(nogil=True, cache=True)
-def rate(bank, cells, current, least, blocks, powers, counts, ahead, z, nearest, score):
-    "Fill in (excess of the nearest source after the token, sum of weights after it, before it, sum of squares before it)."
-    score[2] = score[3] = 0.
-    for e in range(len(counts)):
-        score[2] += counts[e]*powers[e]
-        score[3] += counts[e]*powers[e]*powers[e]
-    ahead_least = least.copy()
-    for p in range(len(current)):
-        for b in range(len(blocks)):
-            if least[p, b] - nearest >= len(counts) + 8: continue  # the nearest moves away by K ≤ 8 bits at most
-            low, high = blocks[b]
-            step(bank[cells[p], low:high], z, current[p, low:high], ahead[p, low:high])
-            ahead_least[p, b] = smallest(ahead[p, low:high])
-    score[0], score[1] = count(ahead, ahead_least, blocks, counts) - nearest, 0.
+def rate(current, least, blocks, powers, counts, score):
+    "Complete a score once the windows hold the token: (excess of the nearest source after the token, sum of weights after it, before it, sum of squares before it)."
+    score[0], score[1] = count(current, least, blocks, counts) - score[0], 0.
     for e in range(len(counts)): score[1] += counts[e]*powers[e]
 
 # %% ../nbs/model/15b_kernels.ipynb #slide
@@ -169,7 +160,7 @@ def block_bounds(ranges): # (R, 2): images from, to
     return blocks
 
 @njit(nogil=True, cache=True)
-def slide(bank, h, w, down, right, gamma, full_first_line, ranges, column, current, ahead, powers, tokens, source, given, uniform, flips, scores):
+def slide(bank, h, w, down, right, gamma, full_first_line, ranges, column, current, powers, tokens, source, given, uniform, flips, scores):
     "Draw or score images line by line: fills `tokens` and `source` from visit `given` on, and `scores` where there are any."
     counts = np.zeros(len(powers), np.int64)
     for b in range(len(tokens)):
@@ -181,12 +172,17 @@ def slide(bank, h, w, down, right, gamma, full_first_line, ranges, column, curre
                 t = i*down + j*right
                 cells = np.array([t])
                 score = scores[b, t] if len(scores) else np.empty(0)
-                z[t], source[b, t] = visit(bank, cells, current, least, blocks, powers, counts, ahead,
-                                           z[t], i*w + j < given, uniform[b, t], flips[b, t], score)
+                z[t], source[b, t] = visit(bank, cells, current, least, blocks, powers, counts, z[t], i*w + j < given, uniform[b, t], flips[b, t], score)
+                if len(score):
+                    for m in range(len(blocks)):
+                        low, high = blocks[m]
+                        enter(bank[t, low:high], z[t], column[j, low:high], current[0, low:high])
+                        least[0, m] = smallest(current[0, low:high])
+                    rate(current, least, blocks, powers, counts, score)
                 for m in range(len(blocks)):
                     low, high = blocks[m]
                     window = current[0, low:high]
-                    enter(bank[t, low:high], z[t], column[j, low:high], window)
+                    if not len(score): enter(bank[t, low:high], z[t], column[j, low:high], window)
                     if j + 1 < w:
                         if j + 1 + gamma < w: add(window, column[j + 1 + gamma, low:high])
                         if j >= gamma:
@@ -207,7 +203,7 @@ def drop_top(bank, z, i, c, down, right, gamma, low, high, column):
 
 # %% ../nbs/model/15b_kernels.ipynb #direct
 @njit(nogil=True, cache=True)
-def direct(bank, order, sources, source_starts, window, far, window_starts, shifts, ranges, current, ahead, powers, tokens, source, given, uniform, flips, scores):
+def direct(bank, order, sources, source_starts, window, far, window_starts, shifts, ranges, current, powers, tokens, source, given, uniform, flips, scores):
     "Draw or score images by a plan: `sources[source_starts[v]:source_starts[v+1]]` are the source cells of visit v; likewise `window`, and `far`: 1 where read from another image."
     counts, N = np.zeros(len(powers), np.int64), bank.shape[1]
     for b in range(len(tokens)):
@@ -228,5 +224,12 @@ def direct(bank, order, sources, source_starts, window, far, window_starts, shif
                         include(row[:high - low - before_end], z[window[k]], now[before_end:])
                     least[p, m] = smallest(now)
             score = scores[b, t] if len(scores) else np.empty(0)
-            z[t], source[b, t] = visit(bank, cells, current[:len(cells)], least, blocks, powers, counts, ahead[:len(cells)],
-                                       z[t], v < given, uniform[b, t], flips[b, t], score)
+            here = current[:len(cells)]
+            z[t], source[b, t] = visit(bank, cells, here, least, blocks, powers, counts, z[t], v < given, uniform[b, t], flips[b, t], score)
+            if len(score):
+                for p in range(len(cells)):
+                    for m in range(len(blocks)):
+                        low, high = blocks[m]
+                        include(bank[cells[p], low:high], z[t], here[p, low:high])
+                        least[p, m] = smallest(here[p, low:high])
+                rate(here, least, blocks, powers, counts, score)

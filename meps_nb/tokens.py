@@ -15,8 +15,8 @@ from .settings import GLOBAL, parse_gamma
 
 # %% auto #0
 __all__ = ['MAX_BITS', 'ORDERS', 'code_to_tokens', 'tokens_to_code', 'check_tokens', 'random_tokens', 'popcount', 'ones',
-           'packed', 'nearest_words', 'nearest_by_words', 'nearest_by_product', 'nearest', 'effective_gamma', 'radius',
-           'scan_order', 'past_windows', 'CodeLength', 'code_length']
+           'packed', 'pack', 'nearest_words', 'nearest_by_words', 'nearest_by_product', 'nearest', 'effective_gamma',
+           'radius', 'scan_order', 'past_windows', 'CodeLength', 'code_length']
 
 # %% ../nbs/model/12_tokens.ipynb #code-to-tokens
 MAX_BITS = 8
@@ -72,13 +72,18 @@ def packed(tokens: Tensor, # (n, h, w) integers below 2**bits
            bits: int,      # K
           ) -> np.ndarray: # (n, words) uint64
     "All bits of every image one after the other, in words of 64; the last is filled up with zeros."
-    n, cells = len(tokens), tokens[0].numel()
-    out = np.zeros((n, -(-bits*cells//64)*8), np.uint8)
-    for start in range(0, n, 4096):  # a part at a time: unpacked, each bit is a byte
-        x = tokens[start:start + 4096].to(torch.uint8).cpu().numpy().reshape(-1, cells, 1)
-        part = np.packbits(((x >> np.arange(bits, dtype=np.uint8)) & 1).reshape(len(x), -1), 1)
-        out[start:start + len(x), :part.shape[1]] = part
-    return out.view(np.uint64)
+    flat = tokens.to(torch.uint8).cpu().flatten(1).numpy()
+    words = np.zeros((len(flat), -(-bits*flat.shape[1]//64)), np.uint64)
+    pack(flat, bits, words)
+    return words
+
+@njit(nogil=True, cache=True)
+def pack(tokens, bits, words): # (n, cells) uint8, K, (n, words) zeros, filled in
+    for n in range(len(tokens)):
+        for k in range(tokens.shape[1]):
+            word, shift = k*bits//64, k*bits % 64
+            words[n, word] |= np.uint64(tokens[n, k]) << np.uint64(shift)
+            if shift + bits > 64: words[n, word + 1] |= np.uint64(tokens[n, k]) >> np.uint64(64 - shift)  # begun in one word, ended in the next
 
 @njit(nogil=True, cache=True)
 def nearest_words(queries, bank, distance, index): # (m, words), (n, words), (m,), (m,): the last two are filled
