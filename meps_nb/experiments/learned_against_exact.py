@@ -31,13 +31,13 @@ class Config:
     gammas: tuple = (0, 1, 2, 3, 4, 5)
     eps_grid: tuple = (.002, .005, .01, .02, .03, .06, .1)
     gamma: int = 3                                      # of the network made for one γ
-    steps: int = 4000
+    steps: int = 2000
     shared_steps: int = 1500                            # of the network for every γ
-    few: int = 100                                      # images to memorize
+    few: int = 50                                       # images to memorize
     few_gamma: int = 10
-    few_steps: int = 1500
+    few_steps: int = 3000
     batch_size: int = 16
-    lr: float = 2e-3
+    lr: float = 3e-3
     seed: int = 0
 
 def tokens_of(cfg: Config) -> tuple[torch.Tensor, torch.Tensor, float, int]:
@@ -58,7 +58,10 @@ def run(cfg: Config, say: Callable = print) -> dict:
     def trained(images, steps, gamma, look):
         torch.manual_seed(cfg.seed)
         model, curve, start = NeuralARVM(*train.shape[1:], bits, eps, gamma).to(pick_device()), [], time.time()
-        fit(model, images, steps, cfg.batch_size, cfg.lr, cfg.seed, watch=lambda step: (curve.append([step, time.time() - start, look(model)]), say(curve[-1])), every=max(1, steps//10))
+        def watch(step):
+            curve.append([step, time.time() - start, look(model)])
+            say(f'  step {step}: {curve[-1][2]:.4f} bits per token')
+        fit(model, images, steps, cfg.batch_size, cfg.lr, cfg.seed, watch=watch, every=max(1, steps//10))
         return model, curve
     _, curve = trained(train, cfg.steps, cfg.gamma, lambda m: mean(m.nll(scored, cfg.gamma)))
     shared, _ = trained(train, cfg.shared_steps, None, lambda m: mean(m.nll(scored, cfg.gamma)))
@@ -67,12 +70,12 @@ def run(cfg: Config, say: Callable = print) -> dict:
     optimum = EmpiricalARVM(Bank(few, bits), eps)
     histogram = optimum.histogram(contexts, cfg.few_gamma)
     memory, towards = trained(few, cfg.few_steps, cfg.few_gamma, lambda m: divergence(m, contexts, histogram, cfg.few_gamma))
-    rates = {name: copy_evidence(tokens.cpu(), few.cpu(), bits, eps) for name, tokens in
-             {'neural': memory.sample(64, cfg.few_gamma).tokens, 'empirical': optimum.sample(64, cfg.few_gamma).tokens, 'held-out': through_flips(scored[:64], bits, eps, cfg.seed)}.items()}
+    samples = {'neural': memory.sample(64, cfg.few_gamma).tokens, 'empirical': optimum.sample(64, cfg.few_gamma).tokens, 'held-out': through_flips(scored[:64], bits, eps, cfg.seed)}
+    evidence = {name: copy_evidence(tokens.cpu(), few.cpu(), bits, eps) for name, tokens in samples.items()}
     return dict(cfg={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}, eps=eps, bits=bits,
                 empirical=[[g, *v] for g, v in empirical.items()],              # γ, bits per token, best ε
                 one_gamma=curve,                                                # step, seconds, held-out bits per token
                 every_gamma=[[g, mean(shared.nll(scored, g))] for g in cfg.gammas],
                 few=dict(towards=towards,                                       # step, seconds, E KL(ĥ‖network) in bits per token
                          held_out=dict(neural=mean(memory.nll(scored, cfg.few_gamma)), empirical=mean(optimum.nll(scored, cfg.few_gamma))),
-                         copies={k: [e.copy_rate.mean, e.distance.mean] for k, e in rates.items()}))
+                         copies={name: [*e.copy_rate, e.distance.mean] for name, e in evidence.items()}))  # rate with its interval, distance per bit
