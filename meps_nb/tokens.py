@@ -14,34 +14,39 @@ from torch import Tensor
 from .settings import GLOBAL, parse_gamma
 
 # %% auto #0
-__all__ = ['MAX_BITS', 'ORDERS', 'code_to_tokens', 'tokens_to_code', 'check_tokens', 'random_tokens', 'popcount', 'ones',
-           'packed', 'pack', 'nearest_words', 'nearest_by_words', 'nearest_by_product', 'nearest', 'effective_gamma',
-           'radius', 'scan_order', 'past_windows', 'CodeLength', 'code_length']
+__all__ = ['BYTE', 'MAX_BITS', 'ORDERS', 'code_to_tokens', 'token_type', 'tokens_to_code', 'check_tokens', 'random_tokens',
+           'popcount', 'ones', 'packed', 'pack', 'nearest_words', 'nearest_by_words', 'nearest_by_product', 'nearest',
+           'effective_gamma', 'radius', 'scan_order', 'past_windows', 'CodeLength', 'code_length']
 
 # %% ../nbs/model/12_tokens.ipynb #code-to-tokens
-MAX_BITS = 8
+BYTE, MAX_BITS = 8, 16 # of a token that the γ-ARVM reads; of any
 
 def code_to_tokens(code: Tensor # (n, K, h, w), positive where a bit is set
-                  ) -> Tensor:  # (n, h, w) uint8
-    "Spell K ≤ 8 signed bits as one integer."
+                  ) -> Tensor:  # (n, h, w) uint8; int32 for K > 8
+    "Spell K ≤ 16 signed bits as one integer."
     if code.ndim != 4 or not 1 <= code.shape[1] <= MAX_BITS:
         raise ValueError(f'code: shape {tuple(code.shape)}; give (n, K, h, w) with K from 1 to {MAX_BITS}')
     powers = 2**torch.arange(code.shape[1], device=code.device)
-    return ((code > 0)*powers[:, None, None]).sum(1).to(torch.uint8)
+    return ((code > 0)*powers[:, None, None]).sum(1).to(token_type(code.shape[1]))
+
+def token_type(bits: int) -> torch.dtype: return torch.uint8 if bits <= BYTE else torch.int32
 
 # %% ../nbs/model/12_tokens.ipynb #tokens-to-code
 def tokens_to_code(tokens: Tensor, # (n, h, w) integers below 2**bits
                    bits: int,      # K
                   ) -> Tensor:     # (n, K, h, w) float32, ±1
     "Unfold tokens into signed bits, the inverse of `code_to_tokens`."
-    check_tokens(tokens, bits)
-    k = torch.arange(bits, dtype=tokens.dtype, device=tokens.device)[:, None, None]
-    return ((tokens[:, None] >> k) & 1).float()*2 - 1
+    check_tokens(tokens, bits, most=MAX_BITS)
+    x = tokens if bits <= BYTE else tokens.int()
+    k = torch.arange(bits, dtype=x.dtype, device=x.device)[:, None, None]
+    return ((x[:, None] >> k) & 1).float()*2 - 1
 
 # %% ../nbs/model/12_tokens.ipynb #check-tokens
-def check_tokens(tokens: Tensor, bits: int, name: str = 'tokens'):
+def check_tokens(tokens: Tensor, bits: int, name: str = 'tokens',
+                 most: int = BYTE, # largest K that will do
+                ):
     "Raise `ValueError` unless `tokens` is a grid `(n, h, w)` of integers in 0 … 2**bits − 1."
-    if not 1 <= bits <= MAX_BITS: raise ValueError(f'bits: {bits}; give 1 to {MAX_BITS}')
+    if not 1 <= bits <= most: raise ValueError(f'bits: {bits}; give 1 to {most}')
     if tokens.ndim != 3 or 0 in tokens.shape: raise ValueError(f'{name}: shape {tuple(tokens.shape)}; give (n, h, w), none of them 0')
     if tokens.is_floating_point() or tokens.dtype == torch.bool: raise ValueError(f'{name}: dtype {tokens.dtype}; give integers')
     low, high = int(tokens.min()), int(tokens.max())  # Python integers: a uint8 tensor would compare with 256 as with 0
