@@ -96,7 +96,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]: # 
     return {f'{i}/{name}': x for i, state in optimizer.state_dict()['state'].items() for name, x in state.items()}
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]):
-    "Put back what `optimizer_tensors` gave."
+    "Put back (a copy of) what `optimizer_tensors` gave."
     state = {}
-    for name, x in tensors.items(): i, key = name.split('/'); state.setdefault(int(i), {})[key] = x
+    for name, x in tensors.items(): i, key = name.split('/'); state.setdefault(int(i), {})[key] = x.clone()
     optimizer.load_state_dict({**optimizer.state_dict(), 'state': state})
