@@ -454,4 +454,17 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'meps_nb.train': { 'meps_nb.train.Divergence': ('model/train.html#divergence', 'meps_nb/train.py'),
                                'meps_nb.train.fit': ('model/train.html#fit', 'meps_nb/train.py'),
                                'meps_nb.train.one_cycle': ('model/train.html#one_cycle', 'meps_nb/train.py'),
-                               'meps_nb.train.pick_device': ('model/train.html#pick_device', 'meps_nb/train.py')}}}
+                               'meps_nb.train.pick_device': ('model/train.html#pick_device', 'meps_nb/train.py')},
+            'meps_nb.training_log': { 'meps_nb.training_log.LivePlot': ('model/training_log.html#liveplot', 'meps_nb/training_log.py'),
+                                      'meps_nb.training_log.LivePlot.__call__': ( 'model/training_log.html#liveplot.__call__',
+                                                                                  'meps_nb/training_log.py'),
+                                      'meps_nb.training_log.LivePlot.__init__': ( 'model/training_log.html#liveplot.__init__',
+                                                                                  'meps_nb/training_log.py'),
+                                      'meps_nb.training_log.Log': ('model/training_log.html#log', 'meps_nb/training_log.py'),
+                                      'meps_nb.training_log.Log.__init__': ( 'model/training_log.html#log.__init__',
+                                                                             'meps_nb/training_log.py'),
+                                      'meps_nb.training_log.Log.close': ('model/training_log.html#log.close', 'meps_nb/training_log.py'),
+                                      'meps_nb.training_log.Log.line': ('model/training_log.html#log.line', 'meps_nb/training_log.py'),
+                                      'meps_nb.training_log.Log.write': ('model/training_log.html#log.write', 'meps_nb/training_log.py'),
+                                      'meps_nb.training_log.plot_log': ('model/training_log.html#plot_log', 'meps_nb/training_log.py'),
+                                      'meps_nb.training_log.read_log': ('model/training_log.html#read_log', 'meps_nb/training_log.py')}}}
