@@ -127,12 +127,12 @@ class Batches:
         return fingerprint({str(i): x[some] for i, x in enumerate(self.data)})
 
 # %% ../nbs/model/14c_train.ipynb #objective
-def named_parts(result) -> tuple[Tensor, dict[str, Tensor]]:
+def named_parts(result) -> tuple[Tensor, dict]:
     "The scalar to be minimized, and what else a model reported."
     if isinstance(result, Tensor): return result, {}
     parts = dict(result if isinstance(result, Mapping) else result._asdict())
     loss = parts.pop('loss')
-    return loss, {k: torch.as_tensor(v, dtype=torch.float32, device=loss.device).detach() for k, v in parts.items()}
+    return loss, parts
 
 class Objective(nn.Module):
     "A model whose forward pass is its loss."
@@ -182,6 +182,7 @@ class Divergence(InputError):
 def accelerator_for(device: torch.device, options: Options) -> Accelerator:
     "accelerate, set up for this training; raises `InputError` for what the device cannot do."
     release()
+    if options.precision == 'fp16' and device.type == 'cpu': raise InputError('precision: a CPU does not do fp16; give fp32 or bf16')  # accelerate would do fp32
     try: return Accelerator(cpu=device.type == 'cpu', mixed_precision={'fp32': 'no'}.get(options.precision, options.precision), gradient_accumulation_steps=options.accumulate,
                             device_placement=False, dynamo_plugin=None if options.compile == 'no' else TorchDynamoPlugin(backend='inductor', mode=options.compile))
     except ValueError as e: raise InputError(f'precision: {options.precision} cannot be had on {device} ({e})') from None
@@ -203,7 +204,8 @@ class Training:
         self.device = device if self.alone else self.accelerator.device
         self.model, self.steps, self.lr, self.seed, self.options, self.folder = model.to(self.device), steps, lr, seed, options, folder
         self.batches = Batches(data, batch_size, self.accelerator.num_processes*options.accumulate, seed, self.device, options.resident)
-        self.adam = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.)
+        self.weights = [*model.parameters()]
+        self.adam = torch.optim.AdamW(self.weights, lr=lr, weight_decay=0.)
         self.network, self.optimizer = self.accelerator.prepare(Objective(model), self.adam)
         self.average = Average(model, options.ema) if options.ema else None
         self.desc, self.done, self.losses, self.names = desc, 0, [], ['loss']
@@ -223,12 +225,14 @@ class Training:
             with accelerator.accumulate(self.network):
                 loss, parts = self.network(batch, self.done/self.steps)
                 accelerator.backward(loss)
-                if a + 1 == count: norm = accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip or math.inf)
-                self.optimizer.step(); self.optimizer.zero_grad()
-            self.names = ['loss', *parts]
-            rows.append(torch.stack([loss.detach().float(), *parts.values()]))
+            rows.append(torch.stack([torch.as_tensor(x, dtype=torch.float32, device=self.device).detach() for x in (loss, *parts.values())]))
             if a + 1 < count: self.batches.prepare(self.done, part + 1)
             elif self.done + 1 < self.steps: self.batches.prepare(self.done + 1, part + 1 - count)
+        accelerator.unscale_gradients(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.weights, self.options.clip or math.inf)
+        (self.optimizer if accelerator.scaler else self.adam).step()  # accelerate's own serves fp16; without it, it only takes time
+        self.adam.zero_grad()
+        self.names = ['loss', *parts]
         self.pending.append(torch.cat([rows[0] if count == 1 else torch.stack(rows).mean(0), norm.float()[None]]))
         self.done += 1
         if self.average: self.average.update(self.done)
@@ -242,7 +246,7 @@ class Training:
             rows, stop = told[:-1].view_as(rows), told[-1].item() > 0
         for row in rows.tolist():
             self.losses.append(row[0]); self.window.append(row)
-            if not abs(row[0]) <= EXPLODED*(1 + abs(self.losses[0])): self.diverged(f'loss {row[0]:.3g}')
+            if not abs(row[0]) < EXPLODED*(1 + abs(self.losses[0])): self.diverged(f'loss {row[0]:.3g}')
             if not math.isfinite(row[-1]) and self.options.precision != 'fp16': self.diverged(f'gradient of norm {row[-1]}')
         return stop
 
