@@ -4,9 +4,8 @@
 
 # %% ../nbs/model/14c_train.ipynb #imports
 from __future__ import annotations
-import hashlib, math, os, signal, threading, time
+import hashlib, math, os, shutil, signal, threading, time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -16,15 +15,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .checkpoint import checkpoints, checkpoint_path, fingerprint, last_checkpoint, load_optimizer, optimizer_tensors, prefixed, save_checkpoint, under
+from .checkpoint import checkpoints, fingerprint, last_checkpoint, load_optimizer, optimizer_tensors, prefixed, save_checkpoint, under
 from .settings import InputError, check_field, option
 from .training_log import Log, LivePlot
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'EXPLODED', 'pick_device', 'Options', 'one_cycle', 'cosine', 'mix', 'seed_torch', 'epoch_order',
            'batch_indices', 'fits', 'Batches', 'named_parts', 'Objective', 'Average', 'Stopped', 'Interrupt',
-           'Divergence', 'accelerator_for', 'release', 'Training', 'identity', 'save', 'restore', 'fit', 'made', 'run',
-           'watched']
+           'Divergence', 'accelerator_for', 'release', 'Training', 'identity', 'save', 'restore', 'fit', 'forget',
+           'made', 'run', 'watched']
 
 # %% ../nbs/model/14c_train.ipynb #pick-device
 def pick_device(name: str = 'auto' # auto, cpu, cuda or mps
@@ -321,6 +320,10 @@ def fit(model: nn.Module,     # has `loss(batch, progress)`
         t.accelerator.wait_for_everyone()
         return t.losses
     finally: model.eval(); release()
+
+def forget(folder: str | Path):
+    "Remove all that a training left in its folder."
+    shutil.rmtree(folder, ignore_errors=True)
 
 def made(folder: str | Path) -> Path:
     try: Path(folder).mkdir(parents=True, exist_ok=True)
