@@ -340,7 +340,7 @@ def run(t: Training, watch: Callable | None, every: int, log: Log | None,
     start = saved = shown = time.monotonic()
     seen = (start, t.done)       # time and step of the last report
     with (torch.random.fork_rng([t.device] if t.device.type == 'cuda' else []), Interrupt() as interrupt,
-          tqdm(total=t.steps, initial=t.done, desc=t.desc, unit='step', leave=False, disable=None if t.first else True) as bar):
+          tqdm(total=t.steps, initial=t.done, desc=t.desc, unit='step', leave=False, **({} if t.first else dict(disable=True))) as bar):
         t.model.train()
         while t.done < t.steps:
             t.step(); bar.update()
