@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, TorchDynamoPlugin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .checkpoint import checkpoints, fingerprint, last_checkpoint, load_optimizer, optimizer_tensors, prefixed, save_checkpoint, under
@@ -182,8 +182,10 @@ def accelerator_for(device: torch.device, options: Options) -> Accelerator:
     "accelerate, set up for this training; raises `InputError` for what the device cannot do."
     release()
     if options.precision == 'fp16' and device.type == 'cpu': raise InputError('precision: a CPU does not do fp16; give fp32 or bf16')  # accelerate would do fp32
-    try: return Accelerator(cpu=device.type == 'cpu', mixed_precision={'fp32': 'no'}.get(options.precision, options.precision), gradient_accumulation_steps=options.accumulate,
-                            device_placement=False, dynamo_plugin=None if options.compile == 'no' else TorchDynamoPlugin(backend='inductor', mode=options.compile))
+    try: return Accelerator(cpu=device.type == 'cpu', mixed_precision={'fp32': 'no'}.get(options.precision, options.precision), device_placement=False,
+                            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=options.accumulate, sync_with_dataloader=False),
+                            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a stage may leave an encoder without gradient
+                            dynamo_plugin=None if options.compile == 'no' else TorchDynamoPlugin(backend='inductor', mode=options.compile))
     except ValueError as e: raise InputError(f'precision: {options.precision} cannot be had on {device} ({e})') from None
 
 def release():
@@ -254,6 +256,7 @@ class Training:
         for saved, path in checkpoints(self.folder).items() if self.folder else ():
             if saved < step: good = path; break
             if self.first: path.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()  # a launcher ends all processes when one has ended
         raise Divergence(f"{self.desc}: {what} at step {step} (batch {self.batches.fingerprint(step)}); last good checkpoint: {good or 'none'}; try a smaller lr than {self.lr}")
 
     def report(self) -> dict[str, float]:
@@ -309,7 +312,7 @@ def fit(model: nn.Module,     # has `loss(batch, progress)`
         live: bool = False,   # draw the log in the notebook while it grows
        ) -> list[float]:      # loss at every step
     "Train a model in place; raises `Divergence` when the loss stops being finite or explodes, and `Stopped` after Ctrl-C."
-    folder = made(folder) if folder else None
+    folder, log = made(folder) if folder else None, None
     try:
         t = Training(model, data, steps, batch_size, lr, seed, options, folder, desc)
         about = identity(t) if folder else {}
@@ -319,7 +322,9 @@ def fit(model: nn.Module,     # has `loss(batch, progress)`
         if t.average: t.average.swap()
         t.accelerator.wait_for_everyone()
         return t.losses
-    finally: model.eval(); release()
+    finally:
+        model.eval(); release()
+        if log: log.close()
 
 def forget(folder: str | Path):
     "Remove all that a training left in its folder."
@@ -357,9 +362,10 @@ def run(t: Training, watch: Callable | None, every: int, log: Log | None,
                 if live: live(rows, end)
                 if watch: watched(t, watch)
                 seen = (time.monotonic(), t.done)
-            if log and (end or stop or now - saved >= t.options.save_seconds): path = save(t, before + now - start, about); saved = now
-            if stop and not end: raise Stopped(f"{t.desc}: stopped after {t.done} of {t.steps} steps; " + (f'saved in {t.folder}: the same call goes on from there' if t.folder else 'not saved, since no folder was given'))
-    if log: log.close()
+            if log and (end or stop or now - saved >= t.options.save_seconds): save(t, before + now - start, about); saved = now
+            if stop and not end:
+                t.accelerator.wait_for_everyone()
+                raise Stopped(f"{t.desc}: stopped after {t.done} of {t.steps} steps; " + (f'saved in {t.folder}: the same call goes on from there' if t.folder else 'not saved, since no folder was given'))
 
 def watched(t: Training, watch: Callable):
     "Show the network as it would be if the training ended now."
