@@ -72,12 +72,13 @@ def check_field(name, value, meta):
         for g in value: parse_gamma(g)
 
 # %% ../nbs/model/10_settings.ipynb #convert
-def convert(name: str, # a field of `Settings`
+def convert(name: str, # a field of the record
             text: str, # what stands in the file or on the command line
+            record: type = Settings, # or another dataclass of options
            ):          # the value in the field's own type
     "Read one setting from text; raises `InputError` naming the setting if that is not possible."
-    default = next((f.default for f in fields(Settings) if f.name == name), None)
-    if default is None: raise InputError(f"{name}: no such setting; there are {', '.join(f.name for f in fields(Settings))}")
+    default = next((f.default for f in fields(record) if f.name == name), None)
+    if default is None: raise InputError(f"{name}: no such setting; there are {', '.join(f.name for f in fields(record))}")
     if isinstance(default, tuple): return tuple(parse_gamma(g) for g in text.split(',') if g.strip())
     try: return type(default)(text)
     except ValueError: raise InputError(f"{name}: {text!r} is not a {'whole ' if type(default) is int else ''}number") from None

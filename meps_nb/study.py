@@ -27,14 +27,14 @@ from .neural_arvm import NeuralARVM
 from .settings import GLOBAL, InputError, Settings, convert, load_preset, read_presets, PRESETS
 from .theory.memorization import copy_threshold
 from .tokens import code_to_tokens, effective_gamma, tokens_to_code
-from .train import fit, pick_device
+from .train import fit, forget, pick_device
 
 # %% auto #0
-__all__ = ['CHUNK', 'SCORED', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_blae', 'in_batches',
-           'encoded', 'through_flips', 'trained_neural', 'generators', 'sampled', 'finite', 'measured', 'span',
-           'percent', 'at', 'summary', 'Sweep', 'swept', 'verdict', 'tile', 'rgb', 'provenance_colours', 'picture',
-           'curve_figure', 'embed', 'table', 'report', 'study_figures', 'usable_gammas', 'prepare', 'versions', 'study',
-           'blae_figures', 'Parser', 'study_parser', 'main']
+__all__ = ['CHUNK', 'SCORED', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_weights',
+           'trained_blae', 'in_batches', 'encoded', 'through_flips', 'trained_neural', 'generators', 'sampled',
+           'finite', 'measured', 'span', 'percent', 'at', 'summary', 'Sweep', 'swept', 'verdict', 'tile', 'rgb',
+           'provenance_colours', 'picture', 'curve_figure', 'embed', 'table', 'report', 'study_figures',
+           'usable_gammas', 'prepare', 'versions', 'study', 'blae_figures', 'Parser', 'study_parser', 'main']
 
 # %% ../nbs/model/19_study.ipynb #write-file
 def write_file(path: Path,
@@ -83,18 +83,25 @@ def stage(out: Path, name: str,
     return arrays
 
 # %% ../nbs/model/19_study.ipynb #train-blae
+def trained_weights(model, images: Tensor, name: str, key: dict, steps: int, desc: str, s: Settings, out: Path, say: Callable = print) -> dict:
+    "Train a network, going on where a killed run stopped, or read its stage; the weights by name."
+    folder = out/f'{name}-{digest(key)[:8]}.training'  # while it lasts
+    def compute():
+        fit(model, images, steps, s.batch_size, s.lr, s.seed, desc, folder=folder)
+        return {k: v.cpu().numpy() for k, v in model.state_dict().items()}
+    weights = stage(out, name, key, compute, say)
+    forget(folder)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}); model.eval()
+    return weights
+
 def trained_blae(data: ImageSet, s: Settings, out: Path, say: Callable = print) -> tuple[BLAE, str]:
     "The autoencoder of this study, trained now or read from its stage, and a fingerprint of its weights."
     key = {k: getattr(s, k) for k in ('bits', 'sigma', 'width', 'blocks', 'steps', 'batch_size', 'lr', 'seed')}
     with torch.random.fork_rng():
         torch.manual_seed(s.seed)
         model = BLAE(data.shape[0], s.bits, s.sigma, s.width, s.blocks).to(pick_device(s.device))
-    def compute():
-        fit(model, torch.from_numpy(data.train_images), s.steps, s.batch_size, s.lr, s.seed, 'training BL-AE')
-        return {k: v.cpu().numpy() for k, v in model.state_dict().items()}
-    weights = stage(out, 'blae', {**key, 'data': data.fingerprint, 'version': __version__}, compute, say)
-    model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
-    return model.eval(), digest(weights)
+    key |= {'data': data.fingerprint, 'version': __version__}
+    return model, digest(trained_weights(model, torch.from_numpy(data.train_images), 'blae', key, s.steps, 'training BL-AE', s, out, say))
 
 def in_batches(f: Callable, x: Tensor, desc: str | None = None, size: int = 256) -> Tensor:
     "Apply a model's function to a large set, batch by batch, on the model's device; the result is on the CPU."
@@ -125,13 +132,9 @@ def trained_neural(bank: Tensor, eps: float, s: Settings, out: Path, say: Callab
     with torch.random.fork_rng():
         torch.manual_seed(s.seed)
         model = NeuralARVM(*bank.shape[1:], s.bits, eps).to(pick_device(s.device))
-    def compute():
-        fit(model, bank, s.neural_steps, s.batch_size, s.lr, s.seed, 'training the neural γ-ARVM')
-        return {k: v.cpu().numpy() for k, v in model.state_dict().items()}
-    key = {k: getattr(s, k) for k in ('bits', 'neural_steps', 'batch_size', 'lr', 'seed')}
-    weights = stage(out, 'neural', {**key, 'eps': eps, 'bank': bank.cpu().numpy(), 'version': __version__}, compute, say)
-    model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
-    return model.eval()
+    key = {k: getattr(s, k) for k in ('bits', 'neural_steps', 'batch_size', 'lr', 'seed')} | {'eps': eps, 'bank': bank.cpu().numpy(), 'version': __version__}
+    trained_weights(model, bank, 'neural', key, s.neural_steps, 'training the neural γ-ARVM', s, out, say)
+    return model
 
 def generators(bank: Tensor, eps: float, s: Settings, out: Path, say: Callable = print) -> dict:
     "The models that draw samples, by name."

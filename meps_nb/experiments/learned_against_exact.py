@@ -31,11 +31,11 @@ class Config:
     gammas: tuple = (0, 1, 2, 3, 4, 5)
     eps_grid: tuple = (.002, .005, .01, .02, .03, .06, .1)
     gamma: int = 3                                      # of the network made for one γ
-    steps: int = 2000
-    shared_steps: int = 1500                            # of the network for every γ
-    few: int = 50                                       # images to memorize
+    steps: int = 1200
+    shared_steps: int = 1000                            # of the network for every γ
+    few: int = 30                                       # images to memorize
     few_gamma: int = 10
-    few_steps: int = 3000
+    few_steps: int = 2000
     batch_size: int = 16
     lr: float = 3e-3
     seed: int = 0
