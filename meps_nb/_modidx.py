@@ -296,6 +296,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'meps_nb.study.in_batches': ('model/study.html#in_batches', 'meps_nb/study.py'),
                                'meps_nb.study.main': ('model/study.html#main', 'meps_nb/study.py'),
                                'meps_nb.study.measured': ('model/study.html#measured', 'meps_nb/study.py'),
+                               'meps_nb.study.new_blae': ('model/study.html#new_blae', 'meps_nb/study.py'),
                                'meps_nb.study.percent': ('model/study.html#percent', 'meps_nb/study.py'),
                                'meps_nb.study.picture': ('model/study.html#picture', 'meps_nb/study.py'),
                                'meps_nb.study.prepare': ('model/study.html#prepare', 'meps_nb/study.py'),

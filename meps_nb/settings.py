@@ -43,6 +43,8 @@ class Settings:
     held_out: float = option(0.2, 'fraction never trained on, for sets without an official test split', 0.01, 0.9)
     size: int = option(32, 'pixels per side to which images of a folder are resized and cropped', 4, 1024)
     bits: int = option(4, 'K, bits per token', 1, 8)
+    down: int = option(1, 'pixels per side of the patch that a token stands for', 1, 64)
+    binarizer: str = option('ste', "how bits are made: ste (signs from the start), noise (the paper's two stages), lfq, bsq or fsq", choices=('ste', 'noise', 'lfq', 'bsq', 'fsq'))
     sigma: float = option(0.3474, 'noise σ on the latents; a hard bit then flips with ε = Φ(−1/σ)', 0.1, 10.)
     width: int = option(32, 'channels of the autoencoder', 1, 4096)
     blocks: int = option(2, 'residual blocks in encoder and in decoder', 0, 64)

@@ -20,17 +20,19 @@ from tqdm.auto import tqdm
 from . import __version__
 from .arvm import EmpiricalARVM
 from .bank import Bank
-from .blae import BLAE, bit_usage, flip, psnr
+from .binarizers import flip
+from .blae import BLAE, bit_usage
 from .copying import coherence, copy_evidence, run_lengths, sources_per_image
 from .data import ImageSet, load_images
 from .neural_arvm import NeuralARVM
+from .scalar_code import psnr
 from .settings import GLOBAL, InputError, Settings, convert, load_preset, read_presets, PRESETS
 from .theory.memorization import copy_threshold
 from .tokens import code_to_tokens, effective_gamma, tokens_to_code
 from .train import fit, forget, pick_device
 
 # %% auto #0
-__all__ = ['CHUNK', 'SCORED', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_weights',
+__all__ = ['CHUNK', 'SCORED', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_weights', 'new_blae',
            'trained_blae', 'in_batches', 'encoded', 'through_flips', 'trained_neural', 'generators', 'sampled',
            'finite', 'measured', 'span', 'percent', 'at', 'summary', 'Sweep', 'swept', 'verdict', 'tile', 'rgb',
            'provenance_colours', 'picture', 'curve_figure', 'embed', 'table', 'report', 'study_figures',
@@ -94,12 +96,16 @@ def trained_weights(model, images: Tensor, name: str, key: dict, steps: int, des
     model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}); model.eval()
     return weights
 
-def trained_blae(data: ImageSet, s: Settings, out: Path, say: Callable = print) -> tuple[BLAE, str]:
-    "The autoencoder of this study, trained now or read from its stage, and a fingerprint of its weights."
-    key = {k: getattr(s, k) for k in ('bits', 'sigma', 'width', 'blocks', 'steps', 'batch_size', 'lr', 'seed')}
+def new_blae(data: ImageSet, s: Settings) -> BLAE:
+    "The autoencoder that the settings describe, untrained, on its device."
     with torch.random.fork_rng():
         torch.manual_seed(s.seed)
-        model = BLAE(data.shape[0], s.bits, s.sigma, s.width, s.blocks).to(pick_device(s.device))
+        model = BLAE(data.shape, s.bits, s.down, s.width, s.blocks, s.binarizer, {'sigma': s.sigma} if s.binarizer in ('ste', 'noise') else {}, start=s.binarizer != 'fsq')
+    return model.start_from(torch.from_numpy(data.train_images)).to(pick_device(s.device))
+
+def trained_blae(data: ImageSet, s: Settings, out: Path, say: Callable = print) -> tuple[BLAE, str]:
+    "The autoencoder of this study, trained now or read from its stage, and a fingerprint of its weights."
+    model, key = new_blae(data, s), {k: getattr(s, k) for k in ('bits', 'down', 'binarizer', 'sigma', 'width', 'blocks', 'steps', 'batch_size', 'lr', 'seed')}
     key |= {'data': data.fingerprint, 'version': __version__}
     return model, digest(trained_weights(model, torch.from_numpy(data.train_images), 'blae', key, s.steps, 'training BL-AE', s, out, say))
 

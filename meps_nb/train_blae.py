@@ -10,18 +10,19 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 import torch
-from .blae import BLAE, bit_usage, psnr
-from .checkpoint import write_file, write_tensors
+from .blae import bit_usage
+from .checkpoint import write_file
 from .data import load_images
+from .scalar_code import psnr
 from .settings import InputError, PRESETS, Settings, convert, load_preset, read_presets
-from .study import Parser, in_batches, prepare, through_flips
+from .study import Parser, in_batches, new_blae, prepare, through_flips
 from .train import Options, fit, pick_device
 
 # %% auto #0
-__all__ = ['NETWORK', 'RESULTS', 'SAMPLING', 'first_process', 'train_blae', 'flags', 'train_parser', 'main']
+__all__ = ['RESULTS', 'SAMPLING', 'first_process', 'train_blae', 'flags', 'train_parser', 'main']
 
 # %% ../nbs/model/19b_train_blae.ipynb #train-blae
-NETWORK, RESULTS = 'blae.safetensors', 'results.json'
+RESULTS = 'results.json'
 
 def first_process() -> bool:
     "Whether this is the only process, or the first of those that a launcher started."
@@ -29,14 +30,13 @@ def first_process() -> bool:
 
 def train_blae(s: Settings, options: Options = Options(), out: str | Path = 'blae', say: Callable = print) -> dict: # what `results.json` holds
     "Train BL-AE on the images that the settings name; a training that `out` holds goes on."
-    out, device = prepare(out), pick_device(s.device)
+    out = prepare(out)
+    pick_device(s.device)  # an unknown one is refused before any work
     data = load_images(s.data, s.held_out, s.n_train, s.size, s.seed)
     if first_process():
         say(f'images: {data.name}, {len(data.train_images)} for training, {len(data.held_out_images)} held out, {data.shape[1]}×{data.shape[2]}, fingerprint {data.fingerprint}')
         for note in data.notes: say(f'  {note}')
-    with torch.random.fork_rng():
-        torch.manual_seed(s.seed)
-        model = BLAE(data.shape[0], s.bits, s.sigma, s.width, s.blocks).to(device)
+    model = new_blae(data, s)
     fit(model, torch.from_numpy(data.train_images), s.steps, s.batch_size, s.lr, s.seed, 'training BL-AE', folder=out, options=options)
     if not first_process(): return {}
     held_out = torch.from_numpy(data.held_out_images)
@@ -45,9 +45,9 @@ def train_blae(s: Settings, options: Options = Options(), out: str | Path = 'bla
     entropy, dead = bit_usage(tokens, s.bits)
     results = dict(psnr_held_out=quality(tokens), psnr_held_out_flips=quality(through_flips(tokens, s.bits, model.eps, s.seed)), bit_entropy=entropy, dead_bits=dead,
                    data=data.fingerprint, settings=asdict(s), options=asdict(options))
-    write_tensors(out/NETWORK, model.state_dict(), dict(settings=asdict(s)))
+    model.save_pretrained(out)
     write_file(out/RESULTS, lambda f: f.write(json.dumps(results, indent=1, ensure_ascii=False).encode()))
-    say(f"held-out PSNR {results['psnr_held_out']:.1f} dB, {results['psnr_held_out_flips']:.1f} dB with flips; {entropy:.2f} of each bit used, {100*dead:.2g} % dead; written: {out/NETWORK}")
+    say(f"held-out PSNR {results['psnr_held_out']:.1f} dB, {results['psnr_held_out_flips']:.1f} dB with flips; {entropy:.2f} of each bit used, {100*dead:.2g} % dead; written: {out}, to be read with BLAE.from_pretrained")
     return results
 
 # %% ../nbs/model/19b_train_blae.ipynb #command
