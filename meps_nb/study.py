@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 from . import __version__
 from .arvm import EmpiricalARVM
 from .bank import Bank
-from .blae import BLAE, bit_usage, flip, psnr
+from .blae import BLAE, bit_usage, psnr
 from .copying import coherence, copy_evidence, run_lengths, sources_per_image
 from .data import ImageSet, load_images
 from .neural_arvm import NeuralARVM
+from .references import through_flips
 from .settings import GLOBAL, InputError, Settings, convert, load_preset, read_presets, PRESETS
 from .theory.memorization import copy_threshold
 from .tokens import code_to_tokens, effective_gamma, tokens_to_code
@@ -31,10 +32,10 @@ from .train import fit, pick_device
 
 # %% auto #0
 __all__ = ['CHUNK', 'SCORED', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_blae', 'in_batches',
-           'encoded', 'through_flips', 'trained_neural', 'generators', 'sampled', 'finite', 'measured', 'span',
-           'percent', 'at', 'summary', 'Sweep', 'swept', 'verdict', 'tile', 'rgb', 'provenance_colours', 'picture',
-           'curve_figure', 'embed', 'table', 'report', 'study_figures', 'usable_gammas', 'prepare', 'versions', 'study',
-           'blae_figures', 'Parser', 'study_parser', 'main']
+           'encoded', 'trained_neural', 'generators', 'sampled', 'finite', 'measured', 'span', 'percent', 'at',
+           'summary', 'Sweep', 'swept', 'verdict', 'tile', 'rgb', 'provenance_colours', 'picture', 'curve_figure',
+           'embed', 'table', 'report', 'study_figures', 'usable_gammas', 'prepare', 'versions', 'study', 'blae_figures',
+           'Parser', 'study_parser', 'main']
 
 # %% ../nbs/model/19_study.ipynb #write-file
 def write_file(path: Path,
@@ -114,11 +115,6 @@ def encoded(model: BLAE, weights: str, data: ImageSet, out: Path, say: Callable 
     device = next(model.parameters()).device
     return tuple(torch.from_numpy(arrays[part]).to('cpu' if device.type == 'mps' else device) for part in ('train', 'held_out'))
 
-def through_flips(tokens: Tensor, bits: int, eps: float, seed: int) -> Tensor:
-    "Tokens after independent bit flips, the same on every device."
-    code = flip(tokens_to_code(tokens.cpu(), bits), eps, torch.Generator().manual_seed(seed))
-    return code_to_tokens(code).to(tokens.device)
-
 # %% ../nbs/model/19_study.ipynb #generators
 def trained_neural(bank: Tensor, eps: float, s: Settings, out: Path, say: Callable = print) -> NeuralARVM:
     "The neural γ-ARVM of this study, trained now or read from its stage."
@@ -173,7 +169,7 @@ def measured(name: str, gamma: int | str, drawn: dict, bank: Tensor, images: Ten
                nn_distance_mean=e.distance.mean, nn_distance_low=e.distance.low, nn_distance_high=e.distance.high,
                copy_distance_mean=finite(e.bits_apart[e.is_copy].double().mean().item()/m),
                sources_per_image_mean=float(sources_per_image(source).mean()) if known else None, run_length_mean=float(run_lengths(source).mean()) if known else None,
-               coherence=finite(coherence(images, reference)), seconds_per_sample=float(drawn['seconds']))
+               coherence=finite(coherence(images, reference).mean), seconds_per_sample=float(drawn['seconds']))
     return row, e.nearest.cpu()
 
 # %% ../nbs/model/19_study.ipynb #words
