@@ -13,9 +13,9 @@ from .theory.memorization import copy_threshold
 from .tokens import nearest
 
 # %% auto #0
-__all__ = ['Interval', 'bootstrap_mean', 'exact_rate', 'rate', 'bootstrap_difference', 'excess_rate', 'rate_difference',
-           'sources_per_image', 'run_lengths', 'neighbour_difference', 'coherence', 'pair_sums', 'correlations',
-           'two_point', 'correlation_gap', 'CopyEvidence', 'copy_evidence']
+__all__ = ['Interval', 'resampled_means', 'bootstrap_mean', 'exact_rate', 'rate', 'bootstrap_difference', 'excess_rate',
+           'rate_difference', 'sources_per_image', 'run_lengths', 'neighbour_difference', 'coherence', 'pair_sums',
+           'correlations', 'two_point', 'correlation_gap', 'CopyEvidence', 'copy_evidence']
 
 # %% ../nbs/model/17_copying.ipynb #bootstrap
 class Interval(NamedTuple):
@@ -24,11 +24,15 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+def resampled_means(x: np.ndarray, n_boot: int, rng: np.random.Generator) -> np.ndarray: # (n_boot,)
+    "Means of samples drawn from `x` with replacement, as many as there are."
+    size = max(1, 2**20//len(x))  # resamples at a time
+    return np.concatenate([x[rng.integers(len(x), size=(min(size, n_boot - i), len(x)))].mean(1) for i in range(0, n_boot, size)])
+
 def bootstrap_mean(values, n_boot: int = 2000, seed: int = 0) -> Interval:
     "Mean of a sample with its 95 % percentile-bootstrap interval."
-    x, rng = np.asarray(values, float), np.random.default_rng(seed)
-    means = [x[rng.integers(len(x), size=len(x))].mean() for _ in range(n_boot)]
-    return Interval(x.mean().item(), *np.quantile(means, [.025, .975]).tolist())
+    x = np.asarray(values, float)
+    return Interval(x.mean().item(), *np.quantile(resampled_means(x, n_boot, np.random.default_rng(seed)), [.025, .975]).tolist())
 
 def exact_rate(hits, level: float = .95) -> Interval:
     "Share of true values with its Clopper–Pearson interval."
@@ -45,14 +49,14 @@ def rate(hits, n_boot: int = 2000, seed: int = 0) -> Interval:
 def bootstrap_difference(a, b, n_boot: int = 2000, seed: int = 0) -> Interval:
     "Mean of `a` minus mean of `b`, two independent samples, with its 95 % percentile-bootstrap interval."
     a, b, rng = np.asarray(a, float), np.asarray(b, float), np.random.default_rng(seed)
-    mean = lambda x: x[rng.integers(len(x), size=len(x))].mean()
-    return Interval((a.mean() - b.mean()).item(), *np.quantile([mean(a) - mean(b) for _ in range(n_boot)], [.025, .975]).tolist())
+    again = resampled_means(a, n_boot, rng) - resampled_means(b, n_boot, rng)
+    return Interval((a.mean() - b.mean()).item(), *np.quantile(again, [.025, .975]).tolist())
 
 def excess_rate(hits,    # (n,) bool: samples that pass for copies
                 chance,  # (m,) bool: held-out images that do
-               ) -> Interval:
-    "Share of copies among samples once those are taken off that chance explains, from 0 to 1, with a conservative 95 % interval."
-    p, h = exact_rate(hits, .975), exact_rate(chance, .975)
+                level: float = .95) -> Interval:
+    "Share of copies among samples once those are taken off that chance explains, from 0 to 1, with a conservative interval."
+    p, h = (exact_rate(x, (1 + level)/2) for x in (hits, chance))
     share = lambda p, h: max(0., (p - h)/(1 - h)) if h < 1 else 0.
     return Interval(share(p.mean, h.mean), share(p.low, h.high), share(p.high, h.low))
 
@@ -85,9 +89,8 @@ def coherence(images: Tensor, reference: Tensor, n_boot: int = 1000, seed: int =
     "Neighbour difference relative to that of reference images: 1 is alike, larger is more broken up; NaN where undefined."
     a, b, rng = neighbour_difference(images), neighbour_difference(reference), np.random.default_rng(seed)
     if not b.mean() > 0: return Interval(*[float('nan')]*3)
-    some = lambda x: x[rng.integers(len(x), size=len(x))].mean()
-    ratios = [some(a)/m for m in (some(b) for _ in range(n_boot)) if m > 0]
-    return Interval((a.mean()/b.mean()).item(), *np.quantile(ratios, [.025, .975]).tolist())
+    above, below = resampled_means(a, n_boot, rng), resampled_means(b, n_boot, rng)
+    return Interval((a.mean()/b.mean()).item(), *np.quantile(above[below > 0]/below[below > 0], [.025, .975]).tolist())
 
 # %% ../nbs/model/17_copying.ipynb #two-point
 def pair_sums(images: Tensor, lags: int) -> tuple[np.ndarray, np.ndarray]: # (n, lags + 1) mean products at lags 0 …; (n,) means
