@@ -17,7 +17,7 @@ from .train import fit
 
 # %% auto #0
 __all__ = ['TURNS', 'in_parts', 'pixel_features', 'blae_features', 'Classifier', 'classifier_features', 'scripted_features',
-           'Given', 'torchmetrics', 'fid', 'kid', 'pair_distances', 'manifold', 'quality', 'ssim']
+           'Given', 'torchmetrics', 'fid', 'kid', 'pair_distances', 'reach', 'manifold', 'quality', 'ssim']
 
 # %% ../nbs/model/18_quality.ipynb #features
 def in_parts(f: Callable, images: Tensor, size: int = 500) -> np.ndarray: # (n, d) float64
@@ -106,12 +106,17 @@ def kid(a: np.ndarray, b: np.ndarray, subsets: int = 50, seed: int = 0) -> Inter
 def pair_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray: # (n, m)
     return torch.cdist(torch.from_numpy(a), torch.from_numpy(b), compute_mode='donot_use_mm_for_euclid_dist').numpy()
 
+def reach(x: np.ndarray, k: int) -> np.ndarray: # (n,)
+    "Distance of each image to its k-th nearest other."
+    return np.partition(pair_distances(x, x), k, 1)[:, k]  # place 0 is the image itself
+
 def manifold(a: np.ndarray, b: np.ndarray, # features of samples (n, d) and of real images (m, d)
-             k: int = 5) -> dict[str, Interval]:
+             k: int = 5,
+             of_b=None,                    # (m,) `reach(b, k)`, if it is known
+            ) -> dict[str, Interval]:
     "Precision, recall, density and coverage; raises `ValueError` for sets of k images or fewer."
     if min(len(a), len(b)) <= k: raise ValueError(f'k: {k}, with sets of {len(a)} and {len(b)} images; each needs more than {k}')
-    reach = lambda x: np.partition(pair_distances(x, x), k, 1)[:, k]           # place 0 is the image itself
-    apart, of_a, of_b = pair_distances(a, b), reach(a), reach(b)
+    apart, of_a, of_b = pair_distances(a, b), reach(a, k), reach(b, k) if of_b is None else of_b
     inside = apart <= of_b
     return dict(precision=rate(inside.any(1)), recall=rate((apart <= of_a[:, None]).any(0)), density=bootstrap_mean(inside.mean(1)*len(b)/k), coverage=rate(inside.any(0)))
 
@@ -126,9 +131,10 @@ def quality(samples: dict[str, Tensor], # name → images (n, c, h, w) bytes
     if n < 10: raise ValueError(f'quality: the smallest set has {n} images; each needs at least 10')
     some = lambda x, salt: x[torch.from_numpy(np.random.default_rng([seed, salt]).permutation(len(x))[:n if salt != 7 else limit])]
     real, found = features(some(train, 7)), {}
+    balls = reach(real, 5) if len(real) > 5 else None
     for name, x in {**{k: v[:n] for k, v in samples.items()}, 'training copies': some(some(train, 7), 8), 'held-out images': some(held_out, 9)}.items():
         f = features(x)
-        found[name] = dict(fid=Interval(fid(f, real), float('nan'), float('nan')), kid=kid(f, real), **manifold(f, real))
+        found[name] = dict(fid=Interval(fid(f, real), float('nan'), float('nan')), kid=kid(f, real), **manifold(f, real, 5, balls))
     return found
 
 # %% ../nbs/model/18_quality.ipynb #pairs
