@@ -18,11 +18,12 @@ from .arvm import EmpiricalARVM
 from .bank import Bank
 from .neural_arvm import NeuralARVM
 from .tokens import nearest, past_windows, popcount
+from .training_benchmark import loop_rows, quality_rows
 
 # %% auto #0
 __all__ = ['QUICK', 'EPS', 'PARTS', 'smooth_fields', 'Published', 'bytes_per_image', 'triad', 'triad_speed', 'seconds', 'fastest',
            'Row', 'Sizes', 'against_published', 'sampler_rows', 'scaling_rows', 'limit_rows', 'nearest_rows', 'peak',
-           'memory_rows', 'neural_rows', 'machine', 'table', 'main']
+           'memory_rows', 'neural_rows', 'training_rows', 'machine', 'table', 'main']
 
 # %% ../nbs/benchmarks/50_speed.ipynb #fields
 def smooth_fields(n: int, h: int, w: int, bits: int, seed: int = 0) -> Tensor: # (n, h, w) uint8
@@ -188,7 +189,12 @@ def neural_rows(sizes: Sizes):
     yield Row('neural, 28×28, K = 4, γ = 5', f'{1e3*ours:.1f} ms per image; whole grid per token {naive:.1f} s: {naive/ours:.0f}×', '≥ 10×')
 
 # %% ../nbs/benchmarks/50_speed.ipynb #table
-PARTS = dict(sampler=sampler_rows, scaling=scaling_rows, limit=limit_rows, nearest=nearest_rows, memory=memory_rows, neural=neural_rows)
+def training_rows(sizes: Sizes):
+    "The training loop, and the time that BL-AE takes to be good."
+    for part in (loop_rows, quality_rows):
+        for row in part(sizes == QUICK): yield Row(*row)
+
+PARTS = dict(sampler=sampler_rows, scaling=scaling_rows, limit=limit_rows, nearest=nearest_rows, memory=memory_rows, neural=neural_rows, training=training_rows)
 
 def machine() -> str:
     "What this ran on."

@@ -13,8 +13,9 @@ from .theory.memorization import copy_threshold
 from .tokens import nearest
 
 # %% auto #0
-__all__ = ['Interval', 'bootstrap_mean', 'rate', 'sources_per_image', 'run_lengths', 'neighbour_difference', 'coherence',
-           'CopyEvidence', 'copy_evidence']
+__all__ = ['Interval', 'resampled_means', 'bootstrap_mean', 'exact_rate', 'rate', 'bootstrap_difference', 'excess_rate',
+           'rate_difference', 'sources_per_image', 'run_lengths', 'neighbour_difference', 'coherence', 'pair_sums',
+           'correlations', 'two_point', 'correlation_gap', 'CopyEvidence', 'copy_evidence']
 
 # %% ../nbs/model/17_copying.ipynb #bootstrap
 class Interval(NamedTuple):
@@ -23,19 +24,46 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+def resampled_means(x: np.ndarray, n_boot: int, rng: np.random.Generator) -> np.ndarray: # (n_boot,)
+    "Means of samples drawn from `x` with replacement, as many as there are."
+    size = max(1, 2**20//len(x))  # resamples at a time
+    return np.concatenate([x[rng.integers(len(x), size=(min(size, n_boot - i), len(x)))].mean(1) for i in range(0, n_boot, size)])
+
 def bootstrap_mean(values, n_boot: int = 2000, seed: int = 0) -> Interval:
     "Mean of a sample with its 95 % percentile-bootstrap interval."
-    x, rng = np.asarray(values, float), np.random.default_rng(seed)
-    means = [x[rng.integers(len(x), size=len(x))].mean() for _ in range(n_boot)]
-    return Interval(x.mean().item(), *np.quantile(means, [.025, .975]).tolist())
+    x = np.asarray(values, float)
+    return Interval(x.mean().item(), *np.quantile(resampled_means(x, n_boot, np.random.default_rng(seed)), [.025, .975]).tolist())
+
+def exact_rate(hits, level: float = .95) -> Interval:
+    "Share of true values with its Clopper–Pearson interval."
+    exact = stats.binomtest(int(np.sum(hits)), len(hits)).proportion_ci(level, 'exact')
+    return Interval(np.mean(hits).item(), float(exact.low), float(exact.high))
 
 def rate(hits, n_boot: int = 2000, seed: int = 0) -> Interval:
     "Share of true values with its 95 % interval: bootstrap, or Clopper–Pearson where fewer than five are on one side."
     hits = np.asarray(hits, bool)
-    if min(hits.sum(), (~hits).sum()) < 5:
-        exact = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(.95, 'exact')
-        return Interval(float(hits.mean()), float(exact.low), float(exact.high))
+    if min(hits.sum(), (~hits).sum()) < 5: return exact_rate(hits)
     return bootstrap_mean(hits, n_boot, seed)
+
+# %% ../nbs/model/17_copying.ipynb #differences
+def bootstrap_difference(a, b, n_boot: int = 2000, seed: int = 0) -> Interval:
+    "Mean of `a` minus mean of `b`, two independent samples, with its 95 % percentile-bootstrap interval."
+    a, b, rng = np.asarray(a, float), np.asarray(b, float), np.random.default_rng(seed)
+    again = resampled_means(a, n_boot, rng) - resampled_means(b, n_boot, rng)
+    return Interval((a.mean() - b.mean()).item(), *np.quantile(again, [.025, .975]).tolist())
+
+def excess_rate(hits,    # (n,) bool: samples that pass for copies
+                chance,  # (m,) bool: held-out images that do
+                level: float = .95) -> Interval:
+    "Share of copies among samples once those are taken off that chance explains, from 0 to 1, with a conservative interval."
+    p, h = (exact_rate(x, (1 + level)/2) for x in (hits, chance))
+    share = lambda p, h: max(0., (p - h)/(1 - h)) if h < 1 else 0.
+    return Interval(share(p.mean, h.mean), share(p.low, h.high), share(p.high, h.low))
+
+def rate_difference(hits, others) -> Interval:
+    "Difference of two shares of true values with a conservative 95 % interval, from the ends of their exact 97.5 % intervals."
+    p, h = exact_rate(hits, .975), exact_rate(others, .975)
+    return Interval(p.mean - h.mean, p.low - h.high, p.high - h.low)
 
 # %% ../nbs/model/17_copying.ipynb #provenance
 def sources_per_image(source: Tensor  # (n, h, w) index of each token's training image
@@ -49,16 +77,48 @@ def run_lengths(source: Tensor) -> np.ndarray: # (n,) mean run length of each sa
     return s.shape[1]/(1 + (s[:, 1:] != s[:, :-1]).sum(1))
 
 # %% ../nbs/model/17_copying.ipynb #coherence
-def neighbour_difference(images: Tensor  # (n, c, h, w)
-                        ) -> float:      # in the images' own units
-    "Mean absolute difference of horizontally and vertically neighbouring pixels; NaN for images of one pixel."
-    x = images.double()
-    return torch.cat([(x[..., 1:] - x[..., :-1]).flatten(), (x[..., 1:, :] - x[..., :-1, :]).flatten()]).abs().mean().item()
+def neighbour_difference(images: Tensor   # (n, c, h, w)
+                        ) -> np.ndarray:  # (n,) in the images' own units
+    "Mean absolute difference of horizontally and vertically neighbouring pixels of each image; NaN for images of one pixel."
+    x = images.cpu()
+    if x.shape[-1]*x.shape[-2] < 2: return np.full(len(x), np.nan)
+    each = lambda a: torch.cat([(a[..., 1:] - a[..., :-1]).flatten(1), (a[..., 1:, :] - a[..., :-1, :]).flatten(1)], 1).abs().mean(1)
+    return torch.cat([each(some.double()) for some in x.split(1000)]).numpy()
 
-def coherence(images: Tensor, reference: Tensor) -> float:
+def coherence(images: Tensor, reference: Tensor, n_boot: int = 1000, seed: int = 0) -> Interval:
     "Neighbour difference relative to that of reference images: 1 is alike, larger is more broken up; NaN where undefined."
-    expected = neighbour_difference(reference)
-    return neighbour_difference(images)/expected if expected else float('nan')
+    a, b, rng = neighbour_difference(images), neighbour_difference(reference), np.random.default_rng(seed)
+    if not b.mean() > 0: return Interval(*[float('nan')]*3)
+    above, below = resampled_means(a, n_boot, rng), resampled_means(b, n_boot, rng)
+    return Interval((a.mean()/b.mean()).item(), *np.quantile(above[below > 0]/below[below > 0], [.025, .975]).tolist())
+
+# %% ../nbs/model/17_copying.ipynb #two-point
+def pair_sums(images: Tensor, lags: int) -> tuple[np.ndarray, np.ndarray]: # (n, lags + 1) mean products at lags 0 …; (n,) means
+    "What two-point correlations are made of, image by image."
+    pairs = lambda x, r: torch.cat([(x[..., r:]*x[..., :x.shape[-1] - r]).flatten(1), (x[..., r:, :]*x[..., :x.shape[-2] - r, :]).flatten(1)], 1).mean(1)
+    centre = images[:1000].double().mean().cpu()
+    parts = [x.cpu().double() - centre for x in images.split(1000)]
+    return torch.cat([torch.stack([pairs(x, r) for r in range(lags + 1)], 1) for x in parts]).numpy(), torch.cat([x.flatten(1).mean(1) for x in parts]).numpy()
+
+def correlations(products: np.ndarray, means: np.ndarray, weights=None) -> np.ndarray: # (…, lags + 1)
+    "Correlations from `pair_sums`, with weights (…, n) on images."
+    w = np.full(len(means), 1/len(means)) if weights is None else weights
+    square = (w@means)[..., None]**2
+    variance = (w@products)[..., :1] - square
+    return (w@products - square)/np.where(variance > 1e-9, variance, np.nan)
+
+def two_point(images: Tensor, lags: int) -> np.ndarray: # (lags + 1,)
+    "Correlation of pixels 0, 1, … `lags` apart along rows and columns; NaN for constant images."
+    return correlations(*pair_sums(images, lags))
+
+def correlation_gap(images: Tensor, reference: Tensor, lags: int | None = None, n_boot: int = 500, seed: int = 0) -> Interval:
+    "Root mean square difference of two-point correlations up to `lags` (by default half the image)."
+    lags, rng = lags or max(1, min(images.shape[-2:])//2), np.random.default_rng(seed)
+    if min(images.shape[-2:]) <= lags: return Interval(*[float('nan')]*3)
+    a, b = pair_sums(images, lags), pair_sums(reference, lags)
+    gap = lambda x, y: np.sqrt(((x - y)[..., 1:]**2).mean(-1))
+    again = lambda sums: correlations(*sums, rng.multinomial(len(sums[1]), np.full(len(sums[1]), 1/len(sums[1])), n_boot)/len(sums[1]))
+    return Interval(gap(correlations(*a), correlations(*b)).item(), *np.quantile(gap(again(a), again(b)), [.025, .975]).tolist())
 
 # %% ../nbs/model/17_copying.ipynb #copy-evidence
 class CopyEvidence(NamedTuple):

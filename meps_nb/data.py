@@ -68,6 +68,7 @@ MIN_IMAGES = 10
 
 def as_images(array: np.ndarray,    # (n, h, w), (n, c, h, w) or (n, h, w, c)
               name: str = 'images', # to name it in errors
+              least: int = MIN_IMAGES,
              ) -> np.ndarray:       # (n, c, h, w) uint8
     "Bring an array to `(n, c, h, w)` bytes; raises `InputError` for a wrong rank, dtype, range or number."
     a = np.asarray(array)
@@ -76,7 +77,7 @@ def as_images(array: np.ndarray,    # (n, h, w), (n, c, h, w) or (n, h, w, c)
     if a.shape[1] not in (1, 3): a = np.moveaxis(a, -1, 1)
     if a.shape[1] not in (1, 3): raise InputError(f'{name}: shape {np.shape(array)} has neither 1 nor 3 channels')
     if min(a.shape[2:]) < 1: raise InputError(f'{name}: shape {np.shape(array)} holds images without pixels')
-    if len(a) < MIN_IMAGES: raise InputError(f'{name}: {len(a)} images; give at least {MIN_IMAGES}')
+    if len(a) < least: raise InputError(f'{name}: {len(a)} images; give at least {least}')
     if np.issubdtype(a.dtype, np.floating):
         if not np.isfinite(a).all(): raise InputError(f'{name}: contains NaN or infinity; give finite values in [0, 1]')
         if a.min() < 0 or a.max() > 1: raise InputError(f'{name}: floats from {a.min():g} to {a.max():g}; scale them to [0, 1]')
@@ -145,16 +146,17 @@ def eight_bits(pixels: np.ndarray) -> np.ndarray:
     return np.rint(pixels*(255/top)).astype(np.uint8)
 
 def read_image(path: Path,         # any file that Pillow can read
-               size: int,          # pixels per side of the result
-              ) -> np.ndarray:     # (size, size, 3) uint8
-    "One image file as an RGB square."
+               size: int | None,   # pixels per side of the square to which it is cropped and resized; `None` leaves it as it is
+              ) -> np.ndarray:     # (h, w, 3) uint8
+    "One image file in RGB."
     with Image.open(path) as im:
         im = ImageOps.exif_transpose(im)
         if im.mode[0] in 'IF': im = Image.fromarray(eight_bits(np.asarray(im, float)))
         if im.has_transparency_data:
             im = im.convert('RGBA')
             im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-        return np.asarray(ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.LANCZOS))
+        im = im.convert('RGB')
+        return np.asarray(ImageOps.fit(im, (size, size), Image.Resampling.LANCZOS) if size else im)
 
 # %% ../nbs/model/11_data.ipynb #load-folder
 def printable(path: str | Path) -> str:

@@ -20,11 +20,15 @@ from tqdm.auto import tqdm
 from . import __version__
 from .arvm import EmpiricalARVM
 from .bank import Bank
-from .binarizers import flip
 from .blae import BLAE, bit_usage
+from .checkpoint import write_file
 from .copying import coherence, copy_evidence, run_lengths, sources_per_image
 from .data import ImageSet, load_images
+from .evidence import Asked, answers, evidence_figure, finite, html_table, plain, predicted_radius, radii_words
+from .likelihood import best_radius, copying_radius
 from .neural_arvm import NeuralARVM
+from .quality import blae_features, quality
+from .references import MEASURES, measures, reference_tokens, through_flips, yardstick
 from .scalar_code import psnr
 from .settings import GLOBAL, InputError, Settings, convert, load_preset, read_presets, PRESETS
 from .theory.memorization import copy_threshold
@@ -32,26 +36,14 @@ from .tokens import code_to_tokens, effective_gamma, tokens_to_code
 from .train import fit, forget, pick_device
 
 # %% auto #0
-__all__ = ['CHUNK', 'SCORED', 'COLUMNS', 'STYLE', 'write_file', 'digest', 'read_stage', 'stage', 'trained_weights', 'new_blae',
-           'trained_blae', 'in_batches', 'encoded', 'through_flips', 'trained_neural', 'generators', 'sampled',
-           'finite', 'measured', 'span', 'percent', 'at', 'summary', 'Sweep', 'swept', 'verdict', 'tile', 'rgb',
-           'provenance_colours', 'picture', 'curve_figure', 'embed', 'table', 'report', 'study_figures',
-           'usable_gammas', 'prepare', 'versions', 'study', 'blae_figures', 'Parser', 'study_parser', 'main']
+__all__ = ['CHUNK', 'SCORED', 'MEASURED', 'COLUMNS', 'STYLE', 'digest', 'read_stage', 'stage', 'trained_weights', 'new_blae',
+           'trained_blae', 'in_batches', 'encoded', 'trained_neural', 'generators', 'sampled', 'measured', 'span',
+           'percent', 'at', 'summary', 'Sweep', 'swept', 'beside_references', 'verdict', 'tile', 'rgb',
+           'provenance_colours', 'picture', 'curve_figure', 'embed', 'table', 'likelihood_rows', 'report',
+           'study_figures', 'usable_gammas', 'prepare', 'versions', 'study', 'blae_figures', 'Parser', 'study_parser',
+           'main']
 
-# %% ../nbs/model/19_study.ipynb #write-file
-def write_file(path: Path,
-               write: Callable, # given a binary file to write to
-              ):
-    "Write a file whole or not at all; raises `InputError` when it cannot be written."
-    partial = path.with_name(f'.{path.name}.partial')
-    try:
-        with open(partial, 'wb') as f: write(f)
-        os.replace(partial, path)
-    except OSError as e:
-        raise InputError(f'{path}: cannot be written ({e.strerror or e}); files already there are untouched') from None
-    finally:
-        with suppress(OSError): partial.unlink()
-
+# %% ../nbs/model/19_study.ipynb #digest
 def digest(arrays: dict) -> str: # name → array or plain value
     "16 hexadecimal digits that change with any name or content."
     h = hashlib.sha256()
@@ -127,11 +119,6 @@ def encoded(model: BLAE, weights: str, data: ImageSet, out: Path, say: Callable 
     device = next(model.parameters()).device
     return tuple(torch.from_numpy(arrays[part]).to('cpu' if device.type == 'mps' else device) for part in ('train', 'held_out'))
 
-def through_flips(tokens: Tensor, bits: int, eps: float, seed: int) -> Tensor:
-    "Tokens after independent bit flips, the same on every device."
-    code = flip(tokens_to_code(tokens.cpu(), bits), eps, torch.Generator().manual_seed(seed))
-    return code_to_tokens(code).to(tokens.device)
-
 # %% ../nbs/model/19_study.ipynb #generators
 def trained_neural(bank: Tensor, eps: float, s: Settings, out: Path, say: Callable = print) -> NeuralARVM:
     "The neural γ-ARVM of this study, trained now or read from its stage."
@@ -169,12 +156,8 @@ def sampled(name: str, generator, key: dict, gamma: int | str, s: Settings, out:
     return dict(tokens=np.concatenate([p['tokens'] for p in parts]), source=np.concatenate([p['source'] for p in parts]), seconds=sum(p['seconds'] for p in parts)/s.samples)
 
 # %% ../nbs/model/19_study.ipynb #measure
-def finite(x: float) -> float | None:
-    "A number for JSON: `None` where it is undefined, like the coherence of constant images."
-    return x if np.isfinite(x) else None
-
-def measured(name: str, gamma: int | str, drawn: dict, bank: Tensor, images: Tensor, reference: Tensor, eps: float, bits: int) -> tuple[dict, Tensor]:
-    "The sweep's row for one γ, and the index of each sample's nearest training image."
+def measured(name: str, gamma: int | str, drawn: dict, bank: Tensor, images: Tensor, reference: Tensor, eps: float, bits: int) -> tuple[dict, Tensor, np.ndarray]:
+    "The sweep's row for one γ, the index of each sample's nearest training image, and whether it passes for a copy."
     e = copy_evidence(torch.from_numpy(drawn['tokens']).to(bank.device), bank, bits, eps)
     source, m = torch.from_numpy(drawn['source']), bits*bank[0].numel()
     known = bool((source >= 0).any())  # a network names no sources
@@ -182,8 +165,8 @@ def measured(name: str, gamma: int | str, drawn: dict, bank: Tensor, images: Ten
                nn_distance_mean=e.distance.mean, nn_distance_low=e.distance.low, nn_distance_high=e.distance.high,
                copy_distance_mean=finite(e.bits_apart[e.is_copy].double().mean().item()/m),
                sources_per_image_mean=float(sources_per_image(source).mean()) if known else None, run_length_mean=float(run_lengths(source).mean()) if known else None,
-               coherence=finite(coherence(images, reference)), seconds_per_sample=float(drawn['seconds']))
-    return row, e.nearest.cpu()
+               coherence=finite(coherence(images, reference).mean), seconds_per_sample=finite(drawn['seconds']))
+    return row, e.nearest.cpu(), e.is_copy.cpu().numpy()
 
 # %% ../nbs/model/19_study.ipynb #words
 def span(values, form: str = '.3g') -> str:
@@ -202,7 +185,7 @@ def summary(row: dict) -> str:
     return f"{percent(row['copy_rate'])} copies{sources}, coherence {smooth}, {row['held_out_bits']:.2f} bits per held-out token"
 
 # %% ../nbs/model/19_study.ipynb #sweep
-SCORED = 100  # held-out images whose likelihood is computed at every γ
+SCORED = 100  # training and held-out images whose likelihood is computed at every γ
 
 class Sweep(NamedTuple):
     "Samples and evidence of every model at every γ."
@@ -210,24 +193,44 @@ class Sweep(NamedTuple):
     held_out: dict   # the same figures of held-out images
     drawn: dict      # (model, γ) → tokens and sources of the samples
     nearest: dict    # (model, γ) → index of each sample's nearest training image
+    radii: dict      # model → γ° and γ*
 
-def swept(model: BLAE, models: dict, bank: Tensor, compared: Tensor, gammas: list, s: Settings, out: Path, say: Callable = print) -> Sweep:
-    "Draw and measure samples of every generator at every γ; `compared` are held-out images' tokens with flips."
+def swept(model: BLAE, models: dict, bank: Tensor, compared: Tensor, asked: Asked, gammas: list, s: Settings, out: Path, say: Callable = print) -> Sweep:
+    "Draw and measure samples of every generator at every γ; `compared` are held-out images' tokens with flips, `asked` those whose likelihood is asked for."
     reference, honest = in_batches(model.decode, compared), copy_evidence(compared, bank, s.bits, model.eps)
     rate = honest.copy_rate
     held_out = dict(n_compared=len(compared), copy_rate=rate.mean, copy_rate_low=rate.low, copy_rate_high=rate.high, distance_mean=honest.distance.mean)
     key = {'bank': digest({'bank': bank.cpu().numpy()}), 'bits': s.bits, 'sigma': s.sigma}
-    rows, drawn, nearest = [], {}, {}
+    rows, drawn, nearest, radii = [], {}, {}, {}
     for name, generator in models.items():
+        lengths, copies = {}, {}  # γ → bits per token of each held-out image; whether each sample is a copy
         say(f'{name} γ-ARVM: {s.samples} samples at each γ')
         for gamma in gammas:
             depends = key | ({'weights': digest({k: v.cpu().numpy() for k, v in generator.state_dict().items()})} if name == 'neural' else {})
             d = drawn[name, gamma] = sampled(name, generator, depends, gamma, s, out, say)
             images = in_batches(model.decode, torch.from_numpy(d['tokens']))
-            row, nearest[name, gamma] = measured(name, gamma, d, bank, images, reference, model.eps, s.bits)
-            rows.append(row | dict(held_out_distance_mean=honest.distance.mean, held_out_bits=generator.nll(compared[:SCORED], gamma).mean().item()))
+            row, nearest[name, gamma], copies[gamma] = measured(name, gamma, d, bank, images, reference, model.eps, s.bits)
+            found, lengths[gamma] = answers(generator, asked, gamma, s.seed)
+            rows.append(row | found | dict(held_out_distance_mean=honest.distance.mean))
             say(f"  {at(gamma)}: {summary(rows[-1])}")
-    return Sweep(rows, held_out, drawn, nearest)
+        radii[name] = best_radius(lengths, *bank.shape[1:]), copying_radius(copies, honest.is_copy.cpu().numpy(), *bank.shape[1:])
+    return Sweep(rows, held_out, drawn, nearest, radii)
+
+# %% ../nbs/model/19_study.ipynb #references
+MEASURED = 500  # samples of each set that the tests of copying look at
+
+def beside_references(model: BLAE, bank: Tensor, compared: Tensor, reserve: Tensor, sweep: Sweep, s: Settings) -> tuple[list, dict, dict, dict]: # rows for the sweep's table; set → measures; set → quality; skipped → reason
+    "Measure samples and reference generators alike; `reserve` are held-out images' tokens that nothing is compared with."
+    decode, skipped, kinds = (lambda tokens: in_batches(model.decode, tokens)), {}, {}
+    y = yardstick(bank, compared, s.bits, model.eps, decode, s.seed)
+    references = reference_tokens(bank, reserve, s.bits, model.eps, min(MEASURED, s.samples), seed=s.seed)
+    row = lambda name, t: measured(name, '–', dict(tokens=t.numpy(), source=np.full(t.shape, -1), seconds=np.nan), bank, decode(t), y.images, model.eps, s.bits)[0]
+    sets = {f'{name}, {at(gamma)}': torch.from_numpy(d['tokens'][:MEASURED]) for (name, gamma), d in sweep.drawn.items()} | references
+    found = {name: measures(t, y) for name, t in tqdm(sets.items(), desc='testing for copies', unit='set', leave=False)}
+    if y.duplicates: skipped['duplicates'] = f'{y.duplicates} of {len(bank)} training images have the same tokens as another; tests that this breaks do without them'
+    try: kinds = quality({name: decode(t) for name, t in sets.items() if name not in ('training copies', 'held-out images')}, y.train_images, y.images, blae_features(model), 1000, s.seed)
+    except ValueError as e: skipped['quality'] = str(e).removeprefix('quality: ')
+    return [row(name, t) for name, t in references.items()], found, kinds, skipped
 
 # %% ../nbs/model/19_study.ipynb #verdict
 def verdict(sweep: list[dict],  # rows in the order of γ
@@ -310,21 +313,30 @@ def table(sweep: list[dict]) -> str:
     "The sweep as an HTML table."
     cell = lambda v: '–' if v is None else html.escape(v if isinstance(v, str) else f'{v:.3g}')
     head = ''.join(f'<th>{html.escape(t)}</th>' for t in COLUMNS.values())
-    rows = ''.join('<tr>' + ''.join(f'<td>{cell(r[c])}</td>' for c in COLUMNS) + '</tr>' for r in sweep)
-    return f'<table><tr>{head}</tr>{rows}</table>'
+    rows = ''.join('<tr>' + ''.join(f'<td>{cell(r.get(c))}</td>' for c in COLUMNS) + '</tr>' for r in sweep)
+    return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+
+def likelihood_rows(sweep: list[dict]) -> tuple[dict, dict]: # row → column → interval; column → title
+    "The sweep's likelihoods and extractions for `html_table`."
+    titles = {'train': 'training / bit', 'leave_one_out': 'left out / bit', 'held_out': 'held-out / bit', 'gap': 'gap / bit', 'n_eff': 'n_eff, training', 'n_eff_held_out': 'n_eff, held-out'}
+    titles |= {f"given {e['given']}": f"regenerated from {e['given']} rows, beyond held-out" for e in sweep[0]['extraction']}
+    return {f"{r['model']}, {at(r['gamma'])}": r | {f"given {e['given']}": e['gain'] for e in r['extraction']} for r in sweep}, titles
 
 # %% ../nbs/model/19_study.ipynb #report
 STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 img{max-width:100%}table{border-collapse:collapse;font-size:.85rem}th,td{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd}
-.verdict{background:#f4f1e8;border-left:4px solid #b08d2e;padding:.8rem 1.2rem;font-size:1.1rem}pre{background:#f6f6f6;padding:1rem;overflow-x:auto}'''
+.verdict{background:#f4f1e8;border-left:4px solid #b08d2e;padding:.8rem 1.2rem;font-size:1.1rem}pre{background:#f6f6f6;padding:1rem;overflow-x:auto}
+small{color:#777}th:first-child,td:first-child{text-align:left}.wide{overflow-x:auto}'''
 
 def report(results: dict,
            figures: dict[str, tuple[Figure, str]], # heading to figure and caption
+           tables: dict[str, tuple[str, str]],     # heading to caption and HTML
           ) -> str:
     "The page."
     d, threshold = results['data'], results['copy_threshold_bits']
     sections = ''.join(f'<h2>{html.escape(h)}</h2><p>{html.escape(caption)}</p>{embed(fig, h)}' for h, (fig, caption) in figures.items())
-    notes = ''.join(f'<p><b>Note:</b> {html.escape(n)}</p>' for n in results['notes'])
+    notes = ''.join(f'<p><b>Note:</b> {html.escape(n)}</p>' for n in [*results['notes'], *(f'{k}: {v}.' for k, v in results['skipped'].items())])
+    more = ''.join(f'<h2>{html.escape(h)}</h2><p>{html.escape(caption)}</p>{text}' for h, (caption, text) in tables.items())
     return f'''<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>meps-study: {html.escape(d['name'])}</title><style>{STYLE}</style></head><body>
 <h1>Inventing or remembering? {html.escape(d['name'])}</h1>
@@ -333,7 +345,7 @@ def report(results: dict,
 {results['config']['bits']} bits per token, each flipped with probability ε = {results['eps']:.4g} in sampling. A sample counts as a copy if its nearest
 training image is at most {threshold} bits away: the 99.9 % quantile of what flips alone do.
 BL-AE reconstructs held-out images at {results['blae']['psnr_held_out']:.1f} dB from hard signs.</p>{notes}
-{sections}<h2>The numbers</h2>{table(results['sweep'])}
+{sections}<h2>The numbers</h2>{table(results['sweep'] + results['references'])}{more}
 <h2>How to get them again</h2><pre>{html.escape(json.dumps({k: results[k] for k in ('config', 'seeds', 'versions')}, indent=1))}</pre></body></html>'''
 
 # %% ../nbs/model/19_study.ipynb #study-figures
@@ -344,6 +356,9 @@ def study_figures(model: BLAE, data: ImageSet, held_out_tokens: Tensor, sweep: S
     flipped = through_flips(tokens, model.bits, model.eps, results['seeds']['flips'])
     figures = {'Copying over the observation range': (curve_figure(results), 'From generator to memorizer. No copy rate without its coherence: an incoherent mosaic copies nothing either. Right: how well the model explains new images, flips included; below, it generalizes better.')}
     models = list(dict.fromkeys(r['model'] for r in sweep.rows))
+    for name in models:
+        figures[f'What the {name} γ-ARVM remembers'] = (evidence_figure([r for r in sweep.rows if r['model'] == name], name), f"{results['radii'][name]['words']} Left: code lengths of training images, of the same images when each is left out, and of held-out images; "
+            'the gap of the first two is memory. Middle: how many training images stand behind a token. Right: share of training images that are regenerated, but for flips, when their first rows are given; held-out images are chance.')
     for gamma in dict.fromkeys(r['gamma'] for r in sweep.rows):  # the models one below the other
         rows, words = {}, []
         for name in models:
@@ -398,21 +413,32 @@ def study(settings: Settings = Settings(), # everything that the result depends 
     say('BL-AE: training (or reading) the autoencoder')
     model, weights = trained_blae(data, s, out, say)
     bank, held_out = encoded(model, weights, data, out, say)
-    seeds = dict(split=[s.seed, 0], training=s.seed, sampling=[s.seed, 2], flips=s.seed + 3, compared=[s.seed, 4])
+    seeds = dict(split=[s.seed, 0], training=s.seed, sampling=[s.seed, 2], flips=s.seed + 3, compared=[s.seed, 4], references=[s.seed, 5], asked=[s.seed, 7])
     flipped = through_flips(held_out, s.bits, model.eps, seeds['flips'])
     blae = blae_figures(model, data, held_out, flipped)
     say(f"  held-out PSNR {blae['psnr_held_out']:.1f} dB, {blae['psnr_held_out_flips']:.1f} dB with flips; {blae['bit_entropy']:.2f} of each bit used")
 
-    some = np.random.default_rng(seeds['compared']).permutation(n_held_out)[:1000]
+    predicted = predicted_radius(bank, s.bits, model.eps)   # before anything is sampled
+    order = torch.from_numpy(np.random.default_rng(seeds['compared']).permutation(n_held_out)).to(bank.device)
+    reserve = order[max(2, n_held_out - min(MEASURED, s.samples, n_held_out//3)):]; some = order[:n_held_out - len(reserve)][:1000]
+    numbers = torch.from_numpy(np.random.default_rng(seeds['asked']).permutation(n_train)[:SCORED]).to(bank.device)
+    asked = Asked(numbers, bank[numbers], through_flips(bank[numbers], s.bits, model.eps, seeds['flips']), held_out[some[:SCORED]], flipped[some[:SCORED]], s.bits, model.eps)
     models = generators(bank, model.eps, s, out, say)
-    sweep = swept(model, models, bank, flipped[torch.from_numpy(some).to(flipped.device)], gammas, s, out, say)
-    verdicts = {name: verdict([r for r in sweep.rows if r['model'] == name], sweep.held_out) for name in models}
+    sweep = swept(model, models, bank, flipped[some], asked, gammas, s, out, say)
+    say('reference generators, tests of copying, quality')
+    references, found, kinds, skipped = beside_references(model, bank, flipped[some], held_out[reserve], sweep, s)
+    radii = {name: dict(best=plain(best), copying=plain(copying), predicted=plain(predicted), words=radii_words(best, copying, predicted)) for name, (best, copying) in sweep.radii.items()}
+    verdicts = {name: f"{verdict([r for r in sweep.rows if r['model'] == name], sweep.held_out)} {radii[name]['words']}" for name in models}
     results = dict(
         verdict=' '.join(verdicts.values() if len(models) == 1 else (f'The {name} γ-ARVM: {v}' for name, v in verdicts.items())), eps=model.eps, copy_threshold_bits=copy_threshold(s.bits*bank[0].numel(), model.eps),
         data=dict(name=data.name, n_train=n_train, n_held_out=n_held_out, shape=list(data.shape), fingerprint=data.fingerprint),
-        blae=blae, held_out=sweep.held_out, sweep=sweep.rows, notes=list(data.notes), config=asdict(s) | {'gammas': list(s.gammas)}, seeds=seeds, versions=versions())
+        blae=blae, held_out=sweep.held_out, sweep=sweep.rows, references=references, measures={name: {m: plain(x) for m, x in row.items()} for name, row in found.items()},
+        quality={name: {m: plain(x) for m, x in row.items()} for name, row in kinds.items()}, radii=radii, skipped=skipped, notes=list(data.notes), config=asdict(s) | {'gammas': list(s.gammas)}, seeds=seeds, versions=versions())
     write_file(out/'results.json', lambda f: f.write(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False).encode()))
-    page = report(results, study_figures(model, data, held_out, sweep, results))
+    tables = {'Likelihoods and extraction': (f'{len(numbers)} training and {len(asked.held_out)} held-out images, in bits per token. In brackets: 95 % intervals.', html_table(*likelihood_rows(sweep.rows))),
+              'Tests of copying': (f'Samples and reference generators, {min(MEASURED, s.samples)} of each, against {len(some)} held-out images.', html_table(found, MEASURES))}
+    if kinds: tables['Quality'] = ('On activations of BL-AE. FID rewards a copycat: a score better than that of held-out images is no achievement.', html_table(kinds, {m: m.upper() if len(m) == 3 else m for m in next(iter(kinds.values()))}))
+    page = report(results, study_figures(model, data, held_out, sweep, results), tables)
     write_file(out/'report.html', lambda f: f.write(page.encode()))
     say(results['verdict'])
     say(f"written: {out/'report.html'} and {out/'results.json'}")
