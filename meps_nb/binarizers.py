@@ -99,7 +99,7 @@ class LFQ(Binarizer):
     def __init__(self, bits: int, entropy: float = .01, spherical: bool = False): # weight of the entropy terms
         super().__init__(bits)
         self.entropy, self.scale = entropy, bits**-.5 if spherical else 1.
-        self.quantizer = from_library('LFQ')(dim=bits, codebook_size=2**bits, entropy_loss_weight=entropy, spherical=spherical)
+        self.quantizer = from_library('LFQ')(dim=bits, codebook_size=2**bits, entropy_loss_weight=entropy, spherical=spherical, soft_clamp_input_value=1.)  # unclamped it collapsed in our trials
 
     def forward(self, activation: Tensor, progress: float = 1.) -> Binarized:
         code, _, auxiliary = self.quantizer(activation)
