@@ -20,17 +20,18 @@ from tqdm.auto import tqdm
 from .checkpoint import write_file
 from .copying import Interval, coherence, correlation_gap, exact_rate
 from .data import as_images, printable, read_image
+from .evidence import html_table, plain
 from .neighbours import Neighbours, duplicates, rows
 from .novelty import authenticity, c_t, feature_likelihood, ratio_rate, support_size
 from .quality import classifier_features, in_parts, quality, scripted_features
 from .pixel_copies import COPIES, INVENTIONS, ENOUGH, FAR, FARTHER, Scores, Searched, beyond_chance, log_ratio, search, searched, suspects
 from .settings import InputError
-from .study import STYLE, Parser, digest, embed, finite, percent, picture, prepare, rgb, versions
+from .study import STYLE, Parser, digest, embed, percent, picture, prepare, rgb, versions
 
 # %% auto #0
 __all__ = ['TITLES', 'NOT_SEEN', 'only_array', 'read_array', 'AuditSet', 'read_files', 'resized', 'read_set', 'read_sets',
            'pooled_features', 'features_of', 'table_rows', 'interval_words', 'verdict', 'can_see', 'common',
-           'set_notes', 'score_figure', 'pair_figure', 'html_table', 'page', 'audit', 'audit_parser', 'number', 'main']
+           'set_notes', 'score_figure', 'pair_figure', 'page', 'audit', 'audit_parser', 'number', 'main']
 
 # %% ../nbs/model/21_audit.ipynb #read-array
 def only_array(arrays: dict, path: Path):
@@ -213,18 +214,10 @@ def pair_figure(pairs: list[tuple[np.ndarray, np.ndarray]], per_row: int = 12) -
     for i in range(0, len(pairs), per_row):
         row = pairs[i:i + per_row] + [(blank, blank)]*(per_row - len(pairs[i:i + per_row]))
         numbers = f'{i + 1}–{min(i + per_row, len(pairs))}'
-        for part, title in enumerate(('samples', 'training')): lines[f'{title} {numbers}'] = rgb(torch.from_numpy(np.stack([p[part] for p in row])))
+        for part, title in enumerate(('sample', 'training')): lines[f'{title} {numbers}'] = rgb(torch.from_numpy(np.stack([p[part] for p in row])))
     return picture(lines)
 
 # %% ../nbs/model/21_audit.ipynb #page
-def html_table(rows_: dict[str, dict[str, Interval]], titles: dict[str, str]) -> str:
-    "Rows of intervals as an HTML table; a dash where there is no value."
-    number = lambda v: f'{v:.3g}' if np.isfinite(v) else '–'
-    cell = lambda x: '–' if x is None or not np.isfinite(x.mean) else number(x.mean) + (f' <small>[{number(x.low)}, {number(x.high)}]</small>' if np.isfinite([x.low, x.high]).all() else '')
-    head = ''.join(f'<th>{html.escape(t)}</th>' for t in ('', *titles.values()))
-    body = ''.join(f'<tr><th>{html.escape(name)}</th>' + ''.join(f'<td>{cell(row.get(m))}</td>' for m in titles) + '</tr>' for name, row in rows_.items())
-    return f'<table><tr>{head}</tr>{body}</table>'
-
 def page(r: dict, tables: dict[str, tuple[str, str]], figures: dict[str, tuple[Figure, str]]) -> str:
     "The report: heading → (caption, HTML) for tables, heading → (figure, caption) for figures."
     esc = html.escape
@@ -233,10 +226,9 @@ def page(r: dict, tables: dict[str, tuple[str, str]], figures: dict[str, tuple[F
     shown = ''.join(f'<h2>{esc(h)}</h2><p>{esc(caption)}</p>{embed(fig, h)}' for h, (fig, caption) in figures.items())
     listed = ''.join(f'<tr><td>{i + 1}</td><td>{esc(p["sample"])}</td><td>{esc(p["train"])}</td><td>{esc(p["view"])}</td><td>{"exact" if p["exact"] else format(p["rms"], ".3g")}</td><td>{p["chance"]:.3g}</td></tr>' for i, p in enumerate(r['pairs'][:50]))
     pairs = f'<h2>The pairs</h2><p>Worst first; all are in audit.json. Difference: root mean square of grey values (0 to 255) between the two. Chance: share of held-out images that come as near.</p><table><tr><th></th><th>sample</th><th>training image</th><th>seen</th><th>difference</th><th>chance</th></tr>{listed}</table>' if listed else ''
-    return f'''<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>meps-audit</title><style>{STYLE}
-small{{color:#777}}th:first-child,td:first-child{{text-align:left}}.wide{{overflow-x:auto}}</style></head><body><h1>Does this generator copy?</h1><p class="verdict">{esc(r['verdict'])}</p>
+    return f'''<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>meps-audit</title><style>{STYLE}</style></head><body><h1>Does this generator copy?</h1><p class="verdict">{esc(r['verdict'])}</p>
 <p>{esc(sizes)}; {r['sets']['train']['shape'][2]}×{r['sets']['train']['shape'][1]} pixels.</p>{items(r['notes']) if r['notes'] else ''}
-{shown}{pairs}{''.join(f'<h2>{esc(h)}</h2><p>{esc(caption)}</p><div class="wide">{table}</div>' for h, (caption, table) in tables.items())}
+{shown}{pairs}{''.join(f'<h2>{esc(h)}</h2><p>{esc(caption)}</p>{table}' for h, (caption, table) in tables.items())}
 <h2>What could not be tested</h2>{items([*r['not_seen'], *(f'{k}: {v}.' for k, v in r['skipped'].items())])}
 <h2>How to get this again</h2><pre>{esc(json.dumps({k: r[k] for k in ('config', 'versions')}, indent=1))}</pre></body></html>'''
 
@@ -290,11 +282,13 @@ def audit(samples: str, train: str, held_out: str, # folders of images, or .npy,
     most = Counter(p['train'] for p in pairs).most_common(1)
     same = duplicates(images['samples']).first; repeats = np.bincount(same)
     support = support_size(int((repeats*(repeats - 1)//2).sum()), len(same)) if len(same) > 1 else None
+    if support and np.isfinite(support.mean): notes.append(f'Samples repeat each other as if the generator could make about {support.mean:,.0f} different images (95 % interval {support.low:,.0f} to {support.high:,.0f}).')
+    if k := int((np.isfinite(chance.value) & (chance.value > FARTHER)).sum()): notes.append(f'{k:,} of {m:,} held-out images are nearly equal to a training image. They count as chance.')
     r = dict(copies=dict(rate=rate.mean, low=rate.low, high=rate.high, flagged=len(pairs), certain=int((hits.value > FARTHER).sum()), of=len(hits.copy), exact=int(hits.exact.sum()), chance=float(chance.copy.mean()), fenced='near copies' not in skipped, most_copied=list(most[0]) if most else None),
              sets={name: dict(path=str(path), images=len(images[name]), shape=list(images[name].shape[1:]), fingerprint=digest({'x': images[name]})) for name, path in (('samples', samples), ('train', train), ('held-out', held_out))},
              sensitivity={name: float(s.scores[name].copy.mean()) for name in COPIES}, quartiles={v: None if a is None else list(a) for v, a in s.at.items()},
-             support=None if support is None else [finite(v) for v in support],
-             measures={name: {k: [finite(v) for v in x] for k, x in row.items()} for name, row in measured.items()}, quality={name: {k: [finite(v) for v in x] for k, x in row.items()} for name, row in kinds.items()},
+             support=plain(support),
+             measures={name: {k: plain(x) for k, x in row.items()} for name, row in measured.items()}, quality={name: {k: plain(x) for k, x in row.items()} for name, row in kinds.items()},
              pairs=pairs, notes=notes, skipped=skipped, config=dict(features=str(features), resize=resize, seed=seed), versions=versions())
     r['not_seen'] = ['Of deliberate copies of these training images, ' + can_see(r['sensitivity'])[0].lower() + can_see(r['sensitivity'])[1:], *NOT_SEEN]
     r = dict(verdict=verdict(r), **r)

@@ -15,8 +15,8 @@ from .theory.memorization import copy_threshold
 from .tokens import check_tokens
 
 # %% auto #0
-__all__ = ['distance_ratio', 'ratio_rate', 'authenticity', 'ThreeSample', 'rank_z', 'c_t', 'patch_words', 'patch_novelty',
-           'coinciding', 'support_size', 'FeatureLikelihood', 'feature_likelihood']
+__all__ = ['distance_ratio', 'ratio_rate', 'authenticity', 'ThreeSample', 'rank_z', 'c_t', 'patch_words', 'known_patches',
+           'patch_novelty', 'coinciding', 'support_size', 'FeatureLikelihood', 'feature_likelihood']
 
 # %% ../nbs/model/17b_novelty.ipynb #ratio
 def distance_ratio(found: Neighbours) -> np.ndarray: # (n,) in [0, 1]
@@ -82,9 +82,12 @@ def patch_words(tokens: Tensor, bits: int, k: int) -> np.ndarray: # (n, patches)
     for i, j in np.ndindex(k, k): words = words << np.uint64(bits) | x[:, i:i + h, j:j + w]
     return words.reshape(len(x), -1)
 
-def patch_novelty(tokens: Tensor, bank: Tensor, bits: int, k: int = 3) -> np.ndarray: # (n,) from 0 to 1
-    "Share of each grid's k×k patches that occur nowhere in the bank."
-    known = np.unique(np.concatenate([np.unique(patch_words(some, bits, k)) for some in bank.split(4096)]))
+def known_patches(bank: Tensor, bits: int, k: int) -> np.ndarray: # (…,) uint64, sorted
+    "All different k×k patches of the training set."
+    return np.unique(np.concatenate([np.unique(patch_words(some, bits, k)) for some in bank.split(4096)]))
+
+def patch_novelty(tokens: Tensor, known: np.ndarray, bits: int, k: int) -> np.ndarray: # (n,) from 0 to 1
+    "Share of each grid's k×k patches that are not among the known ones."
     words = patch_words(tokens, bits, k)
     place = np.searchsorted(known, words).clip(max=len(known) - 1)
     return (known[place] != words).mean(1)

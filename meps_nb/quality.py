@@ -92,7 +92,7 @@ def fid(a: np.ndarray, b: np.ndarray) -> float: # (n, d) and (m, d) features
     metric.update(torch.from_numpy(a - shift), real=False); metric.update(torch.from_numpy(b - shift), real=True)
     return max(0., metric.compute().item())
 
-def kid(a: np.ndarray, b: np.ndarray, subsets: int = 50, seed: int = 0) -> Interval:
+def kid(a: np.ndarray, b: np.ndarray, subsets: int = 20, seed: int = 0) -> Interval:
     "Squared maximum mean discrepancy with a cubic kernel; 0 by chance, may be negative."
     size = min(len(a), len(b), 1000)*3//4
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):

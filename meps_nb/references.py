@@ -11,7 +11,7 @@ from torch import Tensor
 from .binarizers import flip
 from .copying import Interval, bootstrap_mean, coherence, copy_evidence, correlation_gap, excess_rate
 from .neighbours import duplicates, neighbours, rows
-from .novelty import authenticity, c_t, coinciding, feature_likelihood, patch_novelty, ratio_rate, support_size
+from .novelty import authenticity, c_t, coinciding, feature_likelihood, known_patches, patch_novelty, ratio_rate, support_size
 from .tokens import code_to_tokens, random_tokens, tokens_to_code
 
 # %% auto #0
@@ -74,14 +74,17 @@ class Yardstick(NamedTuple):
     images: Tensor          # (m, c, h, w) their pictures
     train_images: Tensor    # (…, c, h, w) pictures of some training images
     decode: object          # tokens → pictures
+    patch: int              # side of the patches whose novelty is measured: 3, or less where that does not fit
+    known: np.ndarray       # those of the training images
 
 def yardstick(bank: Tensor, compared: Tensor, bits: int, eps: float, decode, # tokens → (n, c, h, w) bytes
               seed: int = 0) -> Yardstick:
     "Prepare what the measures need of the training and of held-out images."
     found, honest = duplicates(bank, bits), copy_evidence(compared, bank, bits, eps)
     some = torch.from_numpy(np.random.default_rng([seed, 6]).permutation(len(bank))[:1000]).to(bank.device)
+    k = min(3, int((64//bits)**.5), *bank.shape[1:])
     return Yardstick(bank, bank[torch.from_numpy(found.kept).to(bank.device)], found.extra, bits, eps, compared, honest.bits_apart.cpu().numpy(), honest.is_copy.cpu().numpy(),
-                     decode(compared), decode(bank[some]), decode)
+                     decode(compared), decode(bank[some]), decode, k, known_patches(bank, bits, k))
 
 # %% ../nbs/model/17d_references.ipynb #measures
 MEASURES = {'copies': 'copies beyond chance', 'distance': 'distance to nearest / bit', 'ratio': 'd₁/d₂ below ⅓', 'authenticity': 'authentic (chance ≈ ½)',
@@ -102,10 +105,9 @@ def measures(tokens: Tensor, y: Yardstick, images: Tensor | None = None) -> dict
     images = y.decode(tokens) if images is None else images
     e = copy_evidence(tokens.to(y.bank.device), y.bank, y.bits, y.eps)
     test = c_t(e.bits_apart.cpu().numpy(), y.squared)
-    k = min(3, int((64//y.bits)**.5), *tokens.shape[1:])
     pixels = [rows(x) for x in (images, y.train_images, y.images)]
     varies = (pixels[1] != pixels[1][0]).any()
     return dict(copies=excess_rate(e.is_copy.cpu().numpy(), y.is_copy), distance=e.distance, **near_measures(tokens.cpu(), y._replace(unique=y.unique.cpu())),
-                c_t=Interval(test.z, test.z - 1.96, test.z + 1.96), nearer=test.nearer, patches=bootstrap_mean(patch_novelty(tokens, y.bank, y.bits, k)),
+                c_t=Interval(test.z, test.z - 1.96, test.z + 1.96), nearer=test.nearer, patches=bootstrap_mean(patch_novelty(tokens, y.known, y.bits, y.patch)),
                 support=support_size(coinciding(tokens, y.bits, y.eps), len(tokens)), fld_gap=feature_likelihood(*pixels).gap if varies else Interval(*[float('nan')]*3),
                 coherence=coherence(images, y.images), two_point=correlation_gap(images, y.images))
