@@ -4,6 +4,7 @@
 
 # %% ../../nbs/experiments/30_reconstruction.ipynb #imports
 from __future__ import annotations
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 import torch
@@ -25,6 +26,7 @@ class Config:
     data: str = 'fashion-mnist'
     rates: tuple = ((4, 1), (8, 2), (4, 2))              # K, pixels per side of a token's patch
     steps: int = 1000
+    long: tuple = ((4, 1, 6000), (8, 2, 6000), (4, 2, 10_000)) # K, patch, steps: trained in earnest
     width: int = 48
     batch_size: int = 16
     lr: float = 2e-3
@@ -36,7 +38,7 @@ class Config:
 
 DESIGNS = dict([('untrained', {}), ('BL-AE here', {}), ('published', dict(binarizer='noise', start=False)), ('LFQ', dict(binarizer='lfq', start=False)),
                 ('BSQ', dict(binarizer='bsq', start=False)), ('FSQ', dict(binarizer='fsq', start=False))])
-UNDONE = {'no start': dict(start=False), 'soft first': dict(options=dict(soft_share=.5)), 'encoder not held': dict(hold=0.)}  # one choice each
+UNDONE = {'no start': dict(start=False), 'soft first': dict(options=dict(soft_share=.5)), 'encoder not held': dict(hold=0.), 'no flips': dict(options=dict(eps=0.))}  # one choice each
 
 def trained(cfg: Config, images: Tensor, bits: int, down: int, steps: int, **design) -> BLAE:
     torch.manual_seed(cfg.seed)
@@ -71,14 +73,16 @@ def run(cfg: Config, say: Callable = print) -> dict:
     data = load_images(cfg.data)
     images, held_out = torch.from_numpy(data.train_images), torch.from_numpy(data.held_out_images[:cfg.held_out])
     def row(name, bits, down, steps=cfg.steps, **design):
+        start = time.time()
         model = trained(cfg, images, bits, down, steps, **design)
+        r = dict(name=name, bits=bits, down=down, bits_per_pixel=bits/down**2, steps=steps, seconds=time.time() - start, **quality(cfg, model, held_out))
         x = on_device(model, held_out[:8])
-        r = dict(name=name, bits=bits, down=down, bits_per_pixel=bits/down**2, **quality(cfg, model, held_out))
         if name == 'BL-AE here': r |= dict(encoder_reach=reach(model.activation, x), decoder_reach=reach(model.render, hard_sign(model.activation(x).detach())))
         say(f"{name}, {bits} bits for {down}×{down}: {r['psnr']:.2f} dB, {r['psnr_flips']:.2f} with flips")
         return r
     rows = [row(name, bits, down, 0 if name == 'untrained' else cfg.steps, **design) for bits, down in cfg.rates for name, design in DESIGNS.items()]
     undone = [row(name, *cfg.rates[0], **design) for name, design in UNDONE.items()]
+    long = [row('BL-AE here, longer', *rate) for rate in cfg.long]
     noise = [noise_row(cfg, images, held_out, sigma) for sigma in cfg.sigmas]
     for r in noise: say(f"σ = {r['sigma']}: {r['modes']} modes, {100*r['near_one']:.0f} % near ±1, {r['psnr']:.2f} dB through hard signs")
-    return dict(cfg=asdict(cfg), rows=rows, undone=undone, noise=noise)
+    return dict(cfg=asdict(cfg), rows=rows, undone=undone, long=long, noise=noise)
