@@ -442,6 +442,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'meps_nb.study.digest': ('model/study.html#digest', 'meps_nb/study.py'),
                                'meps_nb.study.embed': ('model/study.html#embed', 'meps_nb/study.py'),
                                'meps_nb.study.encoded': ('model/study.html#encoded', 'meps_nb/study.py'),
+                               'meps_nb.study.enlarged': ('model/study.html#enlarged', 'meps_nb/study.py'),
                                'meps_nb.study.generators': ('model/study.html#generators', 'meps_nb/study.py'),
                                'meps_nb.study.in_batches': ('model/study.html#in_batches', 'meps_nb/study.py'),
                                'meps_nb.study.likelihood_rows': ('model/study.html#likelihood_rows', 'meps_nb/study.py'),

@@ -42,10 +42,10 @@ class Binarized(NamedTuple):
 
 class Binarizer(nn.Module):
     "A sign on every activation; its subclasses say how to train through it."
-    def __init__(self, bits: int):
+    def __init__(self, bits: int, sigma: float = .3474): # noise on ±1, which in use flips a bit with probability ε = Φ(−1/σ)
         super().__init__()
         if not 1 <= bits <= MAX_BITS: raise ValueError(f'bits: {bits}; give 1 to {MAX_BITS}')
-        self.bits, self.channels, self.code_channels, self.eps = bits, bits, bits, 0.
+        self.bits, self.channels, self.code_channels, self.eps = bits, bits, bits, flip_probability(sigma).item()
 
     def forward(self, activation: Tensor, progress: float = 1.) -> Binarized: raise NotImplementedError
 
@@ -67,9 +67,10 @@ class NoisySign(Binarizer):
                  straight_through: bool = False,   # gradients pass the hard signs
                  magnitude: float = .1,            # weight of the penalty on tanh²
                 ):
-        super().__init__(bits)
-        implied = flip_probability(sigma) if half_width is None else flip_probability_triangular(half_width, kappa)
-        self.sigma, self.half_width, self.kappa, self.eps = sigma, half_width, kappa, implied.item() if eps is None else eps
+        super().__init__(bits, sigma)
+        if half_width is not None: self.eps = flip_probability_triangular(half_width, kappa).item()
+        if eps is not None: self.eps = eps
+        self.sigma, self.half_width, self.kappa = sigma, half_width, kappa
         self.soft_share, self.straight_through, self.magnitude = soft_share, straight_through, magnitude
         if not 0 <= self.eps < .5: raise ValueError(f'eps: {self.eps}; give a flip probability from 0 to below ½')
 
@@ -96,8 +97,8 @@ def from_library(name: str):
 
 class LFQ(Binarizer):
     "Lookup-free quantization, or, on the unit sphere, BSQ."
-    def __init__(self, bits: int, entropy: float = .01, spherical: bool = False): # weight of the entropy terms
-        super().__init__(bits)
+    def __init__(self, bits: int, entropy: float = .01, spherical: bool = False, sigma: float = .3474): # `entropy`: weight of the entropy terms
+        super().__init__(bits, sigma)
         self.entropy, self.scale = entropy, bits**-.5 if spherical else 1.
         self.quantizer = from_library('LFQ')(dim=bits, codebook_size=2**bits, entropy_loss_weight=entropy, spherical=spherical, soft_clamp_input_value=1.)  # unclamped it collapsed in our trials
 
@@ -109,12 +110,12 @@ class LFQ(Binarizer):
 
 class BSQ(LFQ):
     "Binary spherical quantization."
-    def __init__(self, bits: int, entropy: float = .01): super().__init__(bits, entropy, spherical=True)
+    def __init__(self, bits: int, entropy: float = .01, sigma: float = .3474): super().__init__(bits, entropy, True, sigma)
 
 class FSQ(Binarizer):
     "Finite scalar quantization: channels of four levels, and one of eight if K is odd."
-    def __init__(self, bits: int):
-        super().__init__(bits)
+    def __init__(self, bits: int, sigma: float = .3474):
+        super().__init__(bits, sigma)
         if bits < 2: raise ValueError(f'bits: {bits}; FSQ needs at least 2')
         levels = [8]*(bits % 2) + [4]*((bits - 3*(bits % 2))//2)
         self.channels = self.code_channels = len(levels)

@@ -39,7 +39,7 @@ from .train import fit, forget, pick_device
 __all__ = ['CHUNK', 'SCORED', 'MEASURED', 'COLUMNS', 'STYLE', 'digest', 'read_stage', 'stage', 'trained_weights', 'new_blae',
            'trained_blae', 'in_batches', 'encoded', 'trained_neural', 'generators', 'sampled', 'measured', 'span',
            'percent', 'at', 'summary', 'Sweep', 'swept', 'beside_references', 'verdict', 'tile', 'rgb',
-           'provenance_colours', 'picture', 'curve_figure', 'embed', 'table', 'likelihood_rows', 'report',
+           'provenance_colours', 'enlarged', 'picture', 'curve_figure', 'embed', 'table', 'likelihood_rows', 'report',
            'study_figures', 'usable_gammas', 'prepare', 'versions', 'study', 'blae_figures', 'Parser', 'study_parser',
            'main']
 
@@ -92,7 +92,7 @@ def new_blae(data: ImageSet, s: Settings) -> BLAE:
     "The autoencoder that the settings describe, untrained, on its device."
     with torch.random.fork_rng():
         torch.manual_seed(s.seed)
-        model = BLAE(data.shape, s.bits, s.down, s.width, s.blocks, s.binarizer, {'sigma': s.sigma} if s.binarizer in ('ste', 'noise') else {}, start=s.binarizer != 'fsq')
+        model = BLAE(data.shape, s.bits, s.down, s.width, s.blocks, s.binarizer, {'sigma': s.sigma}, start=s.binarizer != 'fsq')
     return model.start_from(torch.from_numpy(data.train_images)).to(pick_device(s.device))
 
 def trained_blae(data: ImageSet, s: Settings, out: Path, say: Callable = print) -> tuple[BLAE, str]:
@@ -270,9 +270,15 @@ def provenance_colours(source: np.ndarray) -> np.ndarray:
     golden = (source*0.6180339887498949) % 1
     return hsv_to_rgb(np.stack([golden, .55 + .45*((source*7) % 10)/9, .6 + .4*((source*3) % 7)/6], -1))
 
+def enlarged(images: np.ndarray, h: int, w: int) -> np.ndarray: # (n, h, w, 3)
+    "Every cell as a square, cut at the border, so that token grids of patches fit their images."
+    k = -(-h//images.shape[1])
+    return images.repeat(k, 1).repeat(k, 2)[:, :h, :w]
+
 def picture(rows: dict[str, np.ndarray]) -> Figure: # row label to (n, h, w, 3)
     "A labelled grid of images: one row each."
-    n, h, w = next(iter(rows.values())).shape[:3]
+    n, (h, w) = len(next(iter(rows.values()))), np.max([r.shape[1:3] for r in rows.values()], 0)
+    rows = {label: enlarged(r, h, w) for label, r in rows.items()}
     fig = Figure(figsize=(9, 9*len(rows)*(h + 1)/(n*(w + 1))*.82 + .2), layout='constrained')
     ax = fig.add_subplot(); ax.imshow(tile(list(rows.values())), interpolation='nearest')
     ax.set(xticks=[], yticks=[(h + 1)*i + h/2 for i in range(len(rows))], yticklabels=list(rows))
