@@ -323,7 +323,7 @@ def table(sweep: list[dict]) -> str:
 
 def likelihood_rows(sweep: list[dict]) -> tuple[dict, dict]: # row → column → interval; column → title
     "The sweep's likelihoods and extractions for `html_table`."
-    titles = {'train': 'training / bit', 'leave_one_out': 'left out / bit', 'held_out': 'held-out / bit', 'gap': 'gap / bit', 'n_eff': 'n_eff, training', 'n_eff_held_out': 'n_eff, held-out'}
+    titles = {'train': 'training / bit', 'leave_one_out': 'left out / bit', 'held_out': 'held-out / bit', 'tuned': 'held-out at the best ε / bit', 'gap': 'gap / bit', 'n_eff': 'n_eff, training', 'n_eff_held_out': 'n_eff, held-out'}
     titles |= {f"given {e['given']}": f"regenerated from {e['given']} rows, beyond held-out" for e in sweep[0]['extraction']}
     return {f"{r['model']}, {at(r['gamma'])}": r | {f"given {e['given']}": e['gain'] for e in r['extraction']} for r in sweep}, titles
 
