@@ -253,7 +253,7 @@ def audit(samples: str, train: str, held_out: str, # folders of images, or .npy,
     for note in notes: say(f'  {note}')
     kept = duplicates(bank).kept; whole, bank = bank, bank[kept]   # from here on every training image is there once
 
-    m = len(images['held-out']); order = np.random.default_rng([seed, 12]).permutation(m); half_two = np.sort(order[:m//2])
+    m = len(images['held-out']); order = np.random.default_rng([seed, 12]).permutation(m); half_two = np.sort(order[:min(m//2, 2000)])
     n = max(1, min(500, len(images['samples']), len(bank), m - len(half_two)))
     compared = {'samples': images['samples'], 'held-out': images['held-out'], **suspects(bank, n, seed)}
     say('searching nearest training images')
@@ -298,7 +298,7 @@ def audit(samples: str, train: str, held_out: str, # folders of images, or .npy,
                'How near samples come': (score_figure(s), 'How much nearer the nearest training image is than the fifth nearest. Held-out images show what is honest; images beyond the dotted fence pass for copies, beyond the dashed one hardly any honest image comes.')}
     can = {name: {'found': exact_rate(s.scores[name].copy)} for name in (*COPIES, *INVENTIONS)}
     tables = {'What this audit can see here': (f'Share of {n} training images, changed on purpose, that pass for copies; and of inventions, which must not.', html_table(can, {'found': 'pass for copies'})),
-              'Measures': (f'{n} images of each set, compared with half of the held-out images. Exact copies and inventions that copy nothing show what the measures say where the answer is known. In brackets: 95 % intervals.', html_table(measured, TITLES))}
+              'Measures': (f'{n} images of each set, compared with {len(half_two):,} held-out images. Exact copies and inventions that copy nothing show what the measures say where the answer is known. In brackets: 95 % intervals.', html_table(measured, TITLES))}
     if kinds: tables['Quality'] = (f"Features: {features}. FID rewards a copycat: a score better than that of held-out images is no achievement.", html_table(kinds, {'fid': 'FID', 'kid': 'KID', 'precision': 'precision', 'recall': 'recall', 'density': 'density', 'coverage': 'coverage'}))
     write_file(out/'report.html', lambda f: f.write(page(r, tables, figures).encode()))
     say(r['verdict']); say(f"written in {time.time() - began:.0f} s: {out/'report.html'} and {out/'audit.json'}")

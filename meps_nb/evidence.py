@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from .copying import Interval
+from .arvm import EmpiricalARVM
+from .copying import Interval, bootstrap_mean
 from .likelihood import Radius, best_radius, copying_radius, likelihoods, prefix_extraction
 from .settings import GLOBAL
 from .theory.memorization import critical_radius
@@ -42,13 +43,16 @@ class Asked(NamedTuple):
     bits: int
     eps: float
 
-def answers(model, asked: Asked, gamma: int | str, seed: int = 0, completed: int = 64) -> tuple[dict, np.ndarray]: # for `results.json`; (m,) bits per token of each held-out image
+def answers(model, asked: Asked, gamma: int | str, seed: int = 0, completed: int = 64) -> tuple[dict, np.ndarray]: # for `results.json`; (m,) bits per token of each held-out image, at the best ε
     "Likelihoods, sources and extraction of one model at one γ; at most `completed` images are completed from each prefix."
     l = likelihoods(model, asked.seen, asked.numbers, asked.unseen, gamma)
     e = prefix_extraction(model, asked.train[:completed], asked.held_out[:completed], prefixes(asked.train.shape[1]), gamma, asked.bits, asked.eps, seed)
-    return dict(held_out_bits=l.held_out.mean, train=plain(l.train), leave_one_out=plain(l.leave_one_out), held_out=plain(l.held_out), gap=plain(l.gap), n_eff=plain(l.n_eff), n_eff_held_out=plain(l.n_eff_held_out),
+    exact = isinstance(model, EmpiricalARVM)
+    tuned = EmpiricalARVM(model.bank, 'loo', model.order, model.full_first_line) if exact else model
+    best = tuned.nll(asked.held_out, gamma).flatten(1).mean(1).cpu().numpy() if exact else l.per_image
+    return dict(eps_loo=tuned.eps_at(gamma) if exact else None, tuned=plain(bootstrap_mean(best)) if exact else None, held_out_bits=l.held_out.mean, train=plain(l.train), leave_one_out=plain(l.leave_one_out), held_out=plain(l.held_out), gap=plain(l.gap), n_eff=plain(l.n_eff), n_eff_held_out=plain(l.n_eff_held_out),
                 memorization_mean=None if l.memorization is None else float(l.memorization.mean()), memorization_max=None if l.memorization is None else float(l.memorization.max()),
-                extraction=[dict(given=m, train=plain(a), held_out=plain(b), gain=plain(c)) for m, a, b, c in zip(*e)]), l.per_image
+                extraction=[dict(given=m, train=plain(a), held_out=plain(b), gain=plain(c)) for m, a, b, c in zip(*e)]), best
 
 # %% ../nbs/model/18a_evidence.ipynb #radii
 def predicted_radius(bank: Tensor, bits: int, eps: float) -> Radius:
@@ -63,7 +67,7 @@ def radius_words(r: Radius) -> str:
 
 def radii_words(best: Radius, copying: Radius, predicted: Radius) -> str:
     "The measured verdict beside the prediction."
-    text = [f'Held-out images are likeliest at γ° = {radius_words(best)}.']
+    text = [f'Held-out images are likeliest at γ° = {radius_words(best)}, with the ε best at each γ.']
     if math.isinf(copying.value): text.append('Half of the samples are copies at none of the γ tried, so γ* was not reached.')
     else: text.append(f'Half of the samples are copies beyond chance from γ* = {radius_words(copying)} on.')
     text.append('From the tokens alone, before sampling, ' + (f'γ* = {predicted.value:.2g} was predicted (range of three estimates {predicted.low:.2g} to {predicted.high:.2g}).' if math.isfinite(predicted.high) else 'no γ* up to the whole grid was predicted.'))
@@ -81,6 +85,7 @@ def evidence_figure(sweep: list[dict], # rows of one model in the order of γ, w
         v = np.array([[np.nan]*3 if r[key] is None else r[key] for r in sweep], float)
         if np.isfinite(v).any(): ax.plot(x, v[:, 0], 'o-', ms=4, label=label, **style); ax.fill_between(x, v[:, 1], v[:, 2], alpha=.25, **style)
     for k, (key, label) in enumerate({'train': 'training', 'leave_one_out': 'training, each left out', 'held_out': 'held-out'}.items()): band(a, key, label, color=f'C{k}')
+    band(a, 'tuned', 'held-out, ε by leave-one-out', color='C3')
     for k, (key, label) in enumerate({'n_eff': 'training', 'n_eff_held_out': 'held-out'}.items()): band(b, key, label, color=f'C{2*k}')
     for k, given in enumerate(e['given'] for e in sweep[0]['extraction']):
         v = np.array([r['extraction'][k]['train'] for r in sweep], float)

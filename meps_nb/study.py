@@ -22,7 +22,7 @@ from .arvm import EmpiricalARVM
 from .bank import Bank
 from .blae import BLAE, bit_usage
 from .checkpoint import write_file
-from .copying import coherence, copy_evidence, run_lengths, sources_per_image
+from .copying import bootstrap_mean, coherence, copy_evidence, run_lengths, sources_per_image
 from .data import ImageSet, load_images
 from .evidence import Asked, answers, evidence_figure, finite, html_table, plain, predicted_radius, radii_words
 from .likelihood import best_radius, copying_radius
@@ -219,7 +219,7 @@ def swept(model: BLAE, models: dict, bank: Tensor, compared: Tensor, asked: Aske
 # %% ../nbs/model/19_study.ipynb #references
 MEASURED = 500  # samples of each set that the tests of copying look at
 
-def beside_references(model: BLAE, bank: Tensor, compared: Tensor, reserve: Tensor, sweep: Sweep, s: Settings) -> tuple[list, dict, dict, dict]: # rows for the sweep's table; set → measures; set → quality; skipped → reason
+def beside_references(model: BLAE, bank: Tensor, compared: Tensor, reserve: Tensor, sweep: Sweep, models: dict, s: Settings) -> tuple[list, dict, dict, dict, dict]: # rows for the sweep's table; set → measures; set → quality; set → code lengths; skipped → reason
     "Measure samples and reference generators alike; `reserve` are held-out images' tokens that nothing is compared with."
     decode, skipped, kinds = (lambda tokens: in_batches(model.decode, tokens)), {}, {}
     y = yardstick(bank, compared, s.bits, model.eps, decode, s.seed)
@@ -230,7 +230,9 @@ def beside_references(model: BLAE, bank: Tensor, compared: Tensor, reserve: Tens
     if y.duplicates: skipped['duplicates'] = f'{y.duplicates} of {len(bank)} training images have the same tokens as another; tests that this breaks do without them'
     try: kinds = quality({name: decode(t) for name, t in sets.items() if name not in ('training copies', 'held-out images')}, y.train_images, y.images, blae_features(model), 1000, s.seed)
     except ValueError as e: skipped['quality'] = str(e).removeprefix('quality: ')
-    return [row(name, t) for name, t in references.items()], found, kinds, skipped
+    gammas = list(dict.fromkeys(gamma for _, gamma in sweep.drawn))
+    lengths = {name: {f'{m}, {at(g)}': bootstrap_mean(generator.nll(t[:SCORED], g).flatten(1).mean(1).cpu()) for m, generator in models.items() for g in gammas} for name, t in references.items()}
+    return [row(name, t) for name, t in references.items()], found, kinds, lengths, skipped
 
 # %% ../nbs/model/19_study.ipynb #verdict
 def verdict(sweep: list[dict],  # rows in the order of γ
@@ -324,7 +326,7 @@ def table(sweep: list[dict]) -> str:
 
 def likelihood_rows(sweep: list[dict]) -> tuple[dict, dict]: # row → column → interval; column → title
     "The sweep's likelihoods and extractions for `html_table`."
-    titles = {'train': 'training / bit', 'leave_one_out': 'left out / bit', 'held_out': 'held-out / bit', 'gap': 'gap / bit', 'n_eff': 'n_eff, training', 'n_eff_held_out': 'n_eff, held-out'}
+    titles = {'train': 'training / bit', 'leave_one_out': 'left out / bit', 'held_out': 'held-out / bit', 'tuned': 'held-out at the best ε / bit', 'gap': 'gap / bit', 'n_eff': 'n_eff, training', 'n_eff_held_out': 'n_eff, held-out'}
     titles |= {f"given {e['given']}": f"regenerated from {e['given']} rows, beyond held-out" for e in sweep[0]['extraction']}
     return {f"{r['model']}, {at(r['gamma'])}": r | {f"given {e['given']}": e['gain'] for e in r['extraction']} for r in sweep}, titles
 
@@ -432,16 +434,17 @@ def study(settings: Settings = Settings(), # everything that the result depends 
     models = generators(bank, model.eps, s, out, say)
     sweep = swept(model, models, bank, flipped[some], asked, gammas, s, out, say)
     say('reference generators, tests of copying, quality')
-    references, found, kinds, skipped = beside_references(model, bank, flipped[some], held_out[reserve], sweep, s)
+    references, found, kinds, lengths, skipped = beside_references(model, bank, flipped[some], held_out[reserve], sweep, models, s)
     radii = {name: dict(best=plain(best), copying=plain(copying), predicted=plain(predicted), words=radii_words(best, copying, predicted)) for name, (best, copying) in sweep.radii.items()}
     verdicts = {name: f"{verdict([r for r in sweep.rows if r['model'] == name], sweep.held_out)} {radii[name]['words']}" for name in models}
     results = dict(
         verdict=' '.join(verdicts.values() if len(models) == 1 else (f'The {name} γ-ARVM: {v}' for name, v in verdicts.items())), eps=model.eps, copy_threshold_bits=copy_threshold(s.bits*bank[0].numel(), model.eps),
         data=dict(name=data.name, n_train=n_train, n_held_out=n_held_out, shape=list(data.shape), fingerprint=data.fingerprint),
         blae=blae, held_out=sweep.held_out, sweep=sweep.rows, references=references, measures={name: {m: plain(x) for m, x in row.items()} for name, row in found.items()},
-        quality={name: {m: plain(x) for m, x in row.items()} for name, row in kinds.items()}, radii=radii, skipped=skipped, notes=list(data.notes), config=asdict(s) | {'gammas': list(s.gammas)}, seeds=seeds, versions=versions())
+        code_lengths={name: {k: plain(x) for k, x in row.items()} for name, row in lengths.items()}, quality={name: {m: plain(x) for m, x in row.items()} for name, row in kinds.items()}, radii=radii, skipped=skipped, notes=list(data.notes), config=asdict(s) | {'gammas': list(s.gammas)}, seeds=seeds, versions=versions())
     write_file(out/'results.json', lambda f: f.write(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False).encode()))
     tables = {'Likelihoods and extraction': (f'{len(numbers)} training and {len(asked.held_out)} held-out images, in bits per token. In brackets: 95 % intervals.', html_table(*likelihood_rows(sweep.rows))),
+              'Code lengths of the reference generators': ('What each model says of sets whose answer is known, in bits per token. What it remembers is short.', html_table(lengths, {k: k for k in next(iter(lengths.values()))})),
               'Tests of copying': (f'Samples and reference generators, {min(MEASURED, s.samples)} of each, against {len(some)} held-out images.', html_table(found, MEASURES))}
     if kinds: tables['Quality'] = ('On activations of BL-AE. FID rewards a copycat: a score better than that of held-out images is no achievement.', html_table(kinds, {m: m.upper() if len(m) == 3 else m for m in next(iter(kinds.values()))}))
     page = report(results, study_figures(model, data, held_out, sweep, results), tables)
