@@ -26,8 +26,9 @@ class Config:
     data: str = 'fashion-mnist'
     rates: tuple = ((4, 1), (8, 2), (4, 2))              # K, pixels per side of a token's patch
     steps: int = 1000
-    long: tuple = ((4, 1, 6000), (8, 2, 6000), (4, 2, 10_000)) # K, patch, steps: trained in earnest
     width: int = 48
+    long: tuple = ((4, 2, 5000), (8, 2, 3000), (4, 1, 2500)) # K, patch, steps: trained in earnest
+    long_width: int = 64
     batch_size: int = 16
     lr: float = 2e-3
     held_out: int = 1000                                 # images measured
@@ -42,7 +43,7 @@ UNDONE = {'no start': dict(start=False), 'soft first': dict(options=dict(soft_sh
 
 def trained(cfg: Config, images: Tensor, bits: int, down: int, steps: int, **design) -> BLAE:
     torch.manual_seed(cfg.seed)
-    model = BLAE(tuple(images.shape[1:]), bits, down, cfg.width, **design).start_from(images).to(pick_device())
+    model = BLAE(tuple(images.shape[1:]), bits, down, **{'width': cfg.width, **design}).start_from(images).to(pick_device())
     if steps: fit(model, images, steps, cfg.batch_size, cfg.lr, cfg.seed)
     return model.eval()
 
@@ -82,7 +83,7 @@ def run(cfg: Config, say: Callable = print) -> dict:
         return r
     rows = [row(name, bits, down, 0 if name == 'untrained' else cfg.steps, **design) for bits, down in cfg.rates for name, design in DESIGNS.items()]
     undone = [row(name, *cfg.rates[0], **design) for name, design in UNDONE.items()]
-    long = [row('BL-AE here, longer', *rate) for rate in cfg.long]
+    long = [row('BL-AE here, wider and longer', *rate, width=cfg.long_width) for rate in cfg.long]
     noise = [noise_row(cfg, images, held_out, sigma) for sigma in cfg.sigmas]
     for r in noise: say(f"σ = {r['sigma']}: {r['modes']} modes, {100*r['near_one']:.0f} % near ±1, {r['psnr']:.2f} dB through hard signs")
     return dict(cfg=asdict(cfg), rows=rows, undone=undone, long=long, noise=noise)
