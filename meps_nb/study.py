@@ -20,16 +20,16 @@ from tqdm.auto import tqdm
 from . import __version__
 from .arvm import EmpiricalARVM
 from .bank import Bank
-from .blae import BLAE, bit_usage
+from .blae import BLAE, bit_usage, modes
 from .checkpoint import write_file
 from .copying import bootstrap_mean, coherence, copy_evidence, run_lengths, sources_per_image
 from .data import ImageSet, load_images
 from .evidence import Asked, answers, evidence_figure, finite, html_table, plain, predicted_radius, radii_words
 from .likelihood import best_radius, copying_radius
 from .neural_arvm import NeuralARVM
-from .quality import blae_features, quality
+from .quality import blae_features, quality, ssim
 from .references import MEASURES, measures, reference_tokens, through_flips, yardstick
-from .scalar_code import psnr
+from .scalar_code import psnr, to_unit
 from .settings import GLOBAL, InputError, Settings, convert, load_preset, read_presets, PRESETS
 from .theory.memorization import copy_threshold
 from .tokens import code_to_tokens, effective_gamma, tokens_to_code
@@ -455,11 +455,14 @@ def study(settings: Settings = Settings(), # everything that the result depends 
 
 # %% ../nbs/model/19_study.ipynb #blae-figures
 def blae_figures(model: BLAE, data: ImageSet, held_out: Tensor, flipped: Tensor) -> dict:
-    "Reconstruction of held-out images and use of the bits."
-    originals = torch.from_numpy(data.held_out_images)
-    entropy, dead = bit_usage(held_out, model.bits)
-    quality = lambda tokens: psnr(in_batches(model.decode, tokens, 'decoding'), originals)
-    return dict(psnr_held_out=quality(held_out), psnr_held_out_flips=quality(flipped), bit_entropy=entropy, dead_bits=dead)
+    "Reconstruction of held-out images, use of the bits, and modes of what the signs are taken of; SSIM is `None` without torchmetrics."
+    originals, (entropy, dead) = torch.from_numpy(data.held_out_images), bit_usage(held_out, model.bits)
+    clean, noisy = (in_batches(model.decode, tokens, 'decoding') for tokens in (held_out, flipped))
+    try: similar = [finite(ssim(x, originals).mean) for x in (clean, noisy)]
+    except InputError: similar = [None, None]
+    with torch.no_grad(): a = model.activation(to_unit(originals[:500]).to(next(model.parameters()).device))
+    return dict(psnr_held_out=psnr(clean, originals), psnr_held_out_flips=psnr(noisy, originals), ssim_held_out=similar[0], ssim_held_out_flips=similar[1],
+                bit_entropy=entropy, dead_bits=dead, pre_sign_modes=modes(a.cpu()))
 
 # %% ../nbs/model/19_study.ipynb #command
 class Parser(argparse.ArgumentParser):

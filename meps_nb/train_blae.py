@@ -10,12 +10,10 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 import torch
-from .blae import bit_usage
 from .checkpoint import write_file
 from .data import load_images
-from .scalar_code import psnr
 from .settings import InputError, PRESETS, Settings, convert, load_preset, read_presets
-from .study import Parser, in_batches, new_blae, prepare, through_flips
+from .study import Parser, blae_figures, in_batches, new_blae, prepare, through_flips
 from .train import Options, fit, pick_device
 
 # %% auto #0
@@ -39,15 +37,11 @@ def train_blae(s: Settings, options: Options = Options(), out: str | Path = 'bla
     model = new_blae(data, s)
     fit(model, torch.from_numpy(data.train_images), s.steps, s.batch_size, s.lr, s.seed, 'training BL-AE', folder=out, options=options)
     if not first_process(): return {}
-    held_out = torch.from_numpy(data.held_out_images)
-    tokens = in_batches(model.encode, held_out, 'encoding held-out images')
-    quality = lambda tokens: psnr(in_batches(model.decode, tokens, 'decoding'), held_out)
-    entropy, dead = bit_usage(tokens, s.bits)
-    results = dict(psnr_held_out=quality(tokens), psnr_held_out_flips=quality(through_flips(tokens, s.bits, model.eps, s.seed)), bit_entropy=entropy, dead_bits=dead,
-                   data=data.fingerprint, settings=asdict(s), options=asdict(options))
+    tokens = in_batches(model.encode, torch.from_numpy(data.held_out_images), 'encoding held-out images')
+    results = dict(**blae_figures(model, data, tokens, through_flips(tokens, s.bits, model.eps, s.seed)), data=data.fingerprint, settings=asdict(s), options=asdict(options))
     model.save_pretrained(out)
     write_file(out/RESULTS, lambda f: f.write(json.dumps(results, indent=1, ensure_ascii=False).encode()))
-    say(f"held-out PSNR {results['psnr_held_out']:.1f} dB, {results['psnr_held_out_flips']:.1f} dB with flips; {entropy:.2f} of each bit used, {100*dead:.2g} % dead; written: {out}, to be read with BLAE.from_pretrained")
+    say(f"held-out PSNR {results['psnr_held_out']:.1f} dB, {results['psnr_held_out_flips']:.1f} dB with flips; {results['bit_entropy']:.2f} of each bit used, {100*results['dead_bits']:.2g} % dead; written: {out}, to be read with BLAE.from_pretrained")
     return results
 
 # %% ../nbs/model/19b_train_blae.ipynb #command
