@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib, json, math, tempfile, time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from .settings import GLOBAL, InputError, Settings
 from .study import encoded, in_batches, trained_blae
 
 # %% auto #0
-__all__ = ['VERDICTS', 'RESULTS', 'Claim', 'judged', 'over_seeds', 'chosen', 'as_json', 'Lab', 'TokenSet', 'tokens_of', 'settled',
+__all__ = ['VERDICTS', 'RESULTS', 'Claim', 'judged', 'over_seeds', 'chosen', 'as_json', 'Lab', 'TokenSet', 'tokens_of',
            'conducted', 'write_record', 'recorded', 'band', 'gamma_axis']
 
 # %% ../nbs/model/22_experiment.ipynb #claim
@@ -59,7 +59,8 @@ def chosen(x: Tensor, n: int, seed: int) -> Tensor: # (n, …)
 
 # %% ../nbs/model/22_experiment.ipynb #lab
 def as_json(x):
-    "What JSON can hold: tensors and arrays as lists, undefined and infinite numbers as `None`."
+    "What JSON can hold: tensors and arrays as lists, a `Config` as a dict, undefined and infinite numbers as `None`."
+    if is_dataclass(x): x = asdict(x)
     if isinstance(x, (Tensor, np.ndarray, np.generic)): return as_json(x.tolist())
     if isinstance(x, dict): return {str(k): as_json(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [as_json(v) for v in x]
@@ -119,14 +120,10 @@ def tokens_of(s: Settings, lab: Lab) -> TokenSet:
 # %% ../nbs/model/22_experiment.ipynb #record
 RESULTS = files('meps_nb.experiments')/'results'
 
-def settled(cfg) -> dict:
-    "A `Config` as its record holds it."
-    return as_json(asdict(cfg))
-
 def conducted(cfg, run: Callable, lab: Lab) -> dict:
     "Run an experiment; what it found, with its configuration and the seconds that its pieces took."
     found = as_json(run(cfg, lab))
-    return dict(cfg=settled(cfg), seconds={k: round(v, 1) for k, v in lab.seconds.items()}, **found)
+    return dict(cfg=as_json(cfg), seconds={k: round(v, 1) for k, v in lab.seconds.items()}, **found)
 
 def write_record(path: str | Path, record: dict):
     "Write a record as JSON, a row to a line."
@@ -140,9 +137,9 @@ def recorded(name: str, cfg=None) -> dict:
     path = RESULTS/f'{name}.json'
     if not path.is_file(): raise InputError(f'{name}: no record of this experiment; run meps-reproduce {name}')
     record = json.loads(path.read_text(encoding='utf-8'))
-    if cfg is not None and record['cfg'] != settled(cfg):
-        other = [k for k in {**record['cfg'], **settled(cfg)} if record['cfg'].get(k) != settled(cfg).get(k)]
-        raise InputError(f"{name}: its record was made with another {', '.join(other)}; run meps-reproduce {name}")
+    cfg = record['cfg'] if cfg is None else as_json(cfg)
+    other = [k for k in {**record['cfg'], **cfg} if record['cfg'].get(k) != cfg.get(k)]
+    if other: raise InputError(f"{name}: its record was made with another {', '.join(other)}; run meps-reproduce {name}")
     return record
 
 # %% ../nbs/model/22_experiment.ipynb #figure

@@ -4,13 +4,12 @@
 
 # %% ../../nbs/experiments/31_exclusivity_in_training.ipynb #imports
 from __future__ import annotations
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from ..blae import BLAE
 from ..data import load_images
+from ..experiment import Claim, Lab, judged
 from ..scalar_code import to_unit
 from ..theory.exclusivity import floor_from_overlaps, vae_floor
 from ..theory.overlap import normal_cdf
@@ -18,7 +17,7 @@ from ..train import fit, pick_device
 from ..vae import VAE
 
 # %% auto #0
-__all__ = ['pairwise_overlap', 'Config', 'laws', 'look', 'run']
+__all__ = ['SMOKE', 'pairwise_overlap', 'Config', 'laws', 'look', 'run', 'claims']
 
 # %% ../../nbs/experiments/31_exclusivity_in_training.ipynb #overlap
 def pairwise_overlap(mean: Tensor, std: Tensor, # (n, d) each
@@ -50,6 +49,8 @@ class Config:
     lr: float = 2e-3
     seed: int = 0
 
+SMOKE = Config('digits', betas=(.3,), sigmas=(.5,), images=6, down=4, width=8, steps=20, looks=2, draws=8)
+
 def laws(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]: # (n, L, h′, w′) each
     "Mean and standard deviation of the images' latents in training."
     if isinstance(model, VAE): return model.posterior(x)
@@ -68,20 +69,36 @@ def look(model: nn.Module, x: Tensor, draws: int) -> dict:
     if isinstance(model, VAE): found |= dict(rate=model.rate(x).mean().item(), rate_floor=vae_floor(model.rate(x).mean().item(), x.cpu()).item())
     return found
 
-def run(cfg: Config, say: Callable = print) -> dict:
+def run(cfg: Config, lab: Lab) -> dict:
     "The course of every network, as plain numbers."
     data = load_images(cfg.data)
     images, watched = torch.from_numpy(data.train_images), to_unit(torch.from_numpy(data.held_out_images[:cfg.images])).to(pick_device())
     vae = lambda beta: VAE(data.shape, cfg.bits, cfg.down, cfg.width, beta=beta)
     blae = lambda sigma: BLAE(data.shape, cfg.bits, cfg.down, cfg.width, binarizer='noise', options=dict(sigma=sigma, soft_share=1., magnitude=0.), start=False)
+    def course(make, value):
+        torch.manual_seed(cfg.seed)
+        model = make(value).to(watched.device)
+        seen = [dict(step=0, **look(model, watched, cfg.draws))]
+        fit(model, images, cfg.steps, cfg.batch_size, cfg.lr, cfg.seed, every=max(1, cfg.steps//cfg.looks), watch=lambda step: seen.append(dict(step=step, **look(model, watched, cfg.draws))))
+        return seen
     courses = []
     for kind, make, values in (('VAE', vae, cfg.betas), ('BL-AE', blae, cfg.sigmas)):
         for value in values:
-            torch.manual_seed(cfg.seed)
-            model = make(value).to(watched.device)
-            course = [dict(step=0, **look(model, watched, cfg.draws))]
-            fit(model, images, cfg.steps, cfg.batch_size, cfg.lr, cfg.seed, every=max(1, cfg.steps//cfg.looks),
-                watch=lambda step: course.append(dict(step=step, **look(model, watched, cfg.draws))))
-            courses.append(dict(kind=kind, value=value, course=course))
-            say(f"{kind}, {'β' if kind == 'VAE' else 'σ'} = {value}: overlap {course[0]['overlap']:.3g} → {course[-1]['overlap']:.3g}, error {course[-1]['error']:.1f}, floor {course[-1]['floor']:.2f}")
-    return dict(cfg=asdict(cfg), courses=courses)
+            name = f"{kind}, {'β' if kind == 'VAE' else 'σ'} = {value}"
+            seen = lab.piece(name, lambda: course(make, value), replace(cfg, betas=(), sigmas=()))
+            courses.append(dict(kind=kind, value=value, course=seen))
+            lab.say(f"{name}: overlap {seen[0]['overlap']:.3g} → {seen[-1]['overlap']:.3g}, error {seen[-1]['error']:.1f}, floor {seen[-1]['floor']:.2f}")
+    return dict(courses=courses)
+
+# %% ../../nbs/experiments/31_exclusivity_in_training.ipynb #claims
+def claims(record: dict) -> list[Claim]:
+    courses = record['courses']
+    first, last = ([c['course'][end]['overlap'] for c in courses] for end in (0, -1))
+    at_end = lambda kind: [c['course'][-1]['overlap'] for c in courses if c['kind'] == kind]
+    points = [p for c in courses for p in c['course']]
+    return [judged('Learning makes the latents of different images exclude each other (MEPS)', all(b < a for a, b in zip(first, last)),
+                   f'mean overlap falls in {sum(b < a for a, b in zip(first, last))} of {len(courses)} networks: from {min(first):.2g} – {max(first):.2g} to {min(last):.2g} – {max(last):.2g}', any(b < a for a, b in zip(first, last))),
+            judged('The KL term of a VAE, and noise, work against it', all(at_end(kind) == sorted(at_end(kind)) for kind in ('VAE', 'BL-AE')),
+                   'overlap at the end ' + '; '.join(f"{kind}: {', '.join(f'{x:.2g}' for x in at_end(kind))}" for kind in ('VAE', 'BL-AE')) + ' with rising β or σ'),
+            judged('Overlap bounds the reconstruction error from below', all(p['error'] + 4*p['standard_error'] >= max(p['floor'], p.get('rate_floor', 0)) for p in points),
+                   f"none of {len(points)} points below its floor; at the end the error is at least {min(c['course'][-1]['error']/max(c['course'][-1]['floor'], 1e-9) for c in courses):.0f} times it")]
