@@ -4,22 +4,20 @@
 
 # %% ../../nbs/experiments/32_learned_against_exact.ipynb #imports
 from __future__ import annotations
-import tempfile, time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+import time
+from dataclasses import dataclass, replace
 import torch
 from ..arvm import EmpiricalARVM
 from ..bank import Bank
 from ..copying import copy_evidence
-from ..data import load_images
+from ..experiment import Claim, Lab, judged, tokens_of
 from ..neural_arvm import NeuralARVM, divergence
+from ..references import through_flips
 from ..settings import load_preset
-from ..study import encoded, through_flips, trained_blae
 from ..train import fit, pick_device
 
 # %% auto #0
-__all__ = ['Config', 'tokens_of', 'run']
+__all__ = ['SMOKE', 'Config', 'run', 'claims']
 
 # %% ../../nbs/experiments/32_learned_against_exact.ipynb #run
 @dataclass(frozen=True)
@@ -40,42 +38,44 @@ class Config:
     lr: float = 3e-3
     seed: int = 0
 
-def tokens_of(cfg: Config) -> tuple[torch.Tensor, torch.Tensor, float, int]:
-    "Training and held-out tokens, ε and K of the preset's autoencoder, trained on these images."
-    s = replace(load_preset(cfg.preset), n_train=cfg.n_train)
-    data = load_images(s.data, s.held_out, s.n_train, s.size, s.seed)
-    with tempfile.TemporaryDirectory() as tmp:
-        model, weights = trained_blae(data, s, Path(tmp))
-        return *encoded(model, weights, data, Path(tmp)), model.eps, s.bits
+SMOKE = Config('smoke', n_train=60, scored=10, gammas=(0, 1), eps_grid=(.01, .1), gamma=1, steps=10, shared_steps=10, few=5, few_gamma=2, few_steps=10)
 
-def run(cfg: Config, say: Callable = print) -> dict:
+def run(cfg: Config, lab: Lab) -> dict:
     "Everything above, as plain numbers."
-    train, held_out, eps, bits = tokens_of(cfg)
-    scored, mean = held_out[:cfg.scored], lambda nll: nll.mean().item()
-    bank = Bank(train, bits)
-    empirical = {g: min((mean(EmpiricalARVM(bank, e).nll(scored, g)), e) for e in cfg.eps_grid) for g in cfg.gammas}
-    say(f'empirical: {empirical}')
+    t = tokens_of(replace(load_preset(cfg.preset), n_train=cfg.n_train), lab)
+    train, scored, mean = t.train, t.held_out[:cfg.scored], lambda nll: nll.mean().item()
+    bank = Bank(train, t.bits)
+    empirical = lab.piece('the empirical model', lambda: [[g, *min((mean(EmpiricalARVM(bank, e).nll(scored, g)), e) for e in cfg.eps_grid)] for g in cfg.gammas], cfg)
+    lab.say(f'γ, bits per held-out token, best ε: {empirical}')
     def trained(images, steps, gamma, look):
         torch.manual_seed(cfg.seed)
-        model, curve, start = NeuralARVM(*train.shape[1:], bits, eps, gamma).to(pick_device()), [], time.time()
+        model, curve, start = NeuralARVM(*train.shape[1:], t.bits, t.eps, gamma).to(pick_device()), [], time.time()
         def watch(step):
             curve.append([step, time.time() - start, look(model)])
-            say(f'  step {step}: {curve[-1][2]:.4f} bits per token')
+            lab.say(f'  step {step}: {curve[-1][2]:.4f} bits per token')
         fit(model, images, steps, cfg.batch_size, cfg.lr, cfg.seed, watch=watch, every=max(1, steps//10))
         return model, curve
-    _, curve = trained(train, cfg.steps, cfg.gamma, lambda m: mean(m.nll(scored, cfg.gamma)))
-    shared, _ = trained(train, cfg.shared_steps, None, lambda m: mean(m.nll(scored, cfg.gamma)))
-    few = train[:cfg.few]
-    contexts = through_flips(few[:20], bits, eps, cfg.seed)
-    optimum = EmpiricalARVM(Bank(few, bits), eps)
-    histogram = optimum.histogram(contexts, cfg.few_gamma)
-    memory, towards = trained(few, cfg.few_steps, cfg.few_gamma, lambda m: divergence(m, contexts, histogram, cfg.few_gamma))
-    samples = {'neural': memory.sample(64, cfg.few_gamma).tokens, 'empirical': optimum.sample(64, cfg.few_gamma).tokens, 'held-out': through_flips(scored[:64], bits, eps, cfg.seed)}
-    evidence = {name: copy_evidence(tokens.cpu(), few.cpu(), bits, eps) for name, tokens in samples.items()}
-    return dict(cfg={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}, eps=eps, bits=bits,
-                empirical=[[g, *v] for g, v in empirical.items()],              # γ, bits per token, best ε
-                one_gamma=curve,                                                # step, seconds, held-out bits per token
-                every_gamma=[[g, mean(shared.nll(scored, g))] for g in cfg.gammas],
-                few=dict(towards=towards,                                       # step, seconds, E KL(ĥ‖network) in bits per token
-                         held_out=dict(neural=mean(memory.nll(scored, cfg.few_gamma)), empirical=mean(optimum.nll(scored, cfg.few_gamma))),
-                         copies={name: [*e.copy_rate, e.distance.mean] for name, e in evidence.items()}))  # rate with its interval, distance per bit
+    bits_at = lambda model: mean(model.nll(scored, cfg.gamma))
+    def every_gamma():
+        model, _ = trained(train, cfg.shared_steps, None, bits_at)
+        return [[g, mean(model.nll(scored, g))] for g in cfg.gammas]
+    def memorizing():
+        few, g = train[:cfg.few], cfg.few_gamma
+        contexts, optimum = through_flips(few[:20], t.bits, t.eps, cfg.seed), EmpiricalARVM(Bank(few, t.bits), t.eps)
+        histogram = optimum.histogram(contexts, g)
+        memory, towards = trained(few, cfg.few_steps, g, lambda m: divergence(m, contexts, histogram, g))
+        samples = {'neural': memory.sample(64, g).tokens, 'empirical': optimum.sample(64, g).tokens, 'held-out': through_flips(scored[:64], t.bits, t.eps, cfg.seed)}
+        evidence = {name: copy_evidence(tokens.cpu(), few.cpu(), t.bits, t.eps) for name, tokens in samples.items()}
+        return dict(towards=towards,                                            # step, seconds, E KL(ĥ‖network) in bits per token
+                    held_out=dict(neural=mean(memory.nll(scored, g)), empirical=mean(optimum.nll(scored, g))),
+                    copies={name: [*e.copy_rate, e.distance.mean] for name, e in evidence.items()})  # rate with its interval, distance per bit
+    return dict(eps=t.eps, bits=t.bits, empirical=empirical,
+                one_gamma=lab.piece('a network for one γ', lambda: trained(train, cfg.steps, cfg.gamma, bits_at)[1], cfg),   # step, seconds, held-out bits per token
+                every_gamma=lab.piece('a network for every γ', every_gamma, cfg), few=lab.piece('a network on a few images', memorizing, cfg))
+
+# %% ../../nbs/experiments/32_learned_against_exact.ipynb #claims
+def claims(record: dict) -> list[Claim]:
+    exact, learnt, few = min(bits for _, bits, _ in record['empirical']), record['one_gamma'][-1][2], record['few']
+    rate, low, high, _ = few['copies']['neural']
+    return [judged('With many images the network stops short of its optimum, and is better for it', learnt < .75*exact, f'bits per held-out token: network {learnt:.2f}, empirical model at its best γ and ε {exact:.2f}', learnt < exact),
+            judged('With few images it reaches its optimum, and copies', few['towards'][-1][2] < .02 and low > .5, f"{few['towards'][-1][2]:.3f} bits per token from it; {100*rate:.0f} % copies ({100*low:.0f} to {100*high:.0f})", low > .05)]

@@ -6,18 +6,20 @@
 from __future__ import annotations
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 import torch
 from torch import Tensor
 from ..binarizers import hard_sign
 from ..blae import BLAE, bit_usage, modes, receptive_field
 from ..data import load_images
+from ..experiment import Claim, Lab, judged
 from ..scalar_code import psnr, to_unit
-from ..study import in_batches, through_flips
+from ..references import through_flips
+from ..study import in_batches
 from ..train import fit, pick_device
 
 # %% auto #0
-__all__ = ['DESIGNS', 'UNDONE', 'Config', 'trained', 'on_device', 'quality', 'reach', 'noise_row', 'run']
+__all__ = ['SMOKE', 'DESIGNS', 'UNDONE', 'Config', 'trained', 'on_device', 'quality', 'reach', 'noise_row', 'run', 'claims']
 
 # %% ../../nbs/experiments/30_reconstruction.ipynb #run
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Config:
     sigmas: tuple = (.1, .2, .3474, .5, .8)              # of the noise sweep
     sweep: tuple = (4, 2)                                # K and patch there
     seed: int = 0
+
+SMOKE = Config('digits', rates=((4, 1), (2, 2)), steps=20, long=((2, 2, 30),), width=8, long_width=8, held_out=50, sigmas=(.3474,), sweep=(2, 2))
 
 DESIGNS = dict([('untrained', {}), ('BL-AE here', {}), ('published', dict(binarizer='noise', start=False)), ('LFQ', dict(binarizer='lfq', start=False)),
                 ('BSQ', dict(binarizer='bsq', start=False)), ('FSQ', dict(binarizer='fsq', start=False))])
@@ -69,21 +73,39 @@ def noise_row(cfg: Config, images: Tensor, held_out: Tensor, sigma: float) -> di
     soft = a.tanh().cpu()
     return dict(sigma=sigma, modes=modes(a.cpu()), near_one=(soft.abs() > .9).double().mean().item(), histogram=torch.histc(soft, 41, -1, 1).div(soft.numel()).tolist(), **quality(cfg, model, held_out))
 
-def run(cfg: Config, say: Callable = print) -> dict:
+def run(cfg: Config, lab: Lab) -> dict:
     "All rows, as plain numbers."
     data = load_images(cfg.data)
     images, held_out = torch.from_numpy(data.train_images), torch.from_numpy(data.held_out_images[:cfg.held_out])
-    def row(name, bits, down, steps=cfg.steps, **design):
+    common = cfg.data, cfg.width, cfg.batch_size, cfg.lr, cfg.held_out, cfg.eps, cfg.seed
+    def measured(name, bits, down, steps, **design):
         start = time.time()
         model = trained(cfg, images, bits, down, steps, **design)
         r = dict(name=name, bits=bits, down=down, bits_per_pixel=bits/down**2, steps=steps, seconds=time.time() - start, **quality(cfg, model, held_out))
         x = on_device(model, held_out[:8])
         if name == 'BL-AE here': r |= dict(encoder_reach=reach(model.activation, x), decoder_reach=reach(model.render, hard_sign(model.activation(x).detach())))
-        say(f"{name}, {bits} bits for {down}×{down}: {r['psnr']:.2f} dB, {r['psnr_flips']:.2f} with flips")
+        return r
+    def row(name, bits, down, steps=cfg.steps, **design):
+        r = lab.piece(f'{name}, {bits} bits for {down}×{down}, {steps} steps', lambda: measured(name, bits, down, steps, **design), common, design)
+        lab.say(f"{name}, {bits} bits for {down}×{down}: {r['psnr']:.2f} dB, {r['psnr_flips']:.2f} with flips")
         return r
     rows = [row(name, bits, down, 0 if name == 'untrained' else cfg.steps, **design) for bits, down in cfg.rates for name, design in DESIGNS.items()]
     undone = [row(name, *cfg.rates[0], **design) for name, design in UNDONE.items()]
     long = [row('BL-AE here, wider and longer', *rate, width=cfg.long_width) for rate in cfg.long]
-    noise = [noise_row(cfg, images, held_out, sigma) for sigma in cfg.sigmas]
-    for r in noise: say(f"σ = {r['sigma']}: {r['modes']} modes, {100*r['near_one']:.0f} % near ±1, {r['psnr']:.2f} dB through hard signs")
-    return dict(cfg=asdict(cfg), rows=rows, undone=undone, long=long, noise=noise)
+    noise = [lab.piece(f'noise, σ = {sigma}', lambda: noise_row(cfg, images, held_out, sigma), common, cfg.sweep, cfg.steps) for sigma in cfg.sigmas]
+    for r in noise: lab.say(f"σ = {r['sigma']}: {r['modes']} modes, {100*r['near_one']:.0f} % near ±1, {r['psnr']:.2f} dB through hard signs")
+    return dict(rows=rows, undone=undone, long=long, noise=noise)
+
+# %% ../../nbs/experiments/30_reconstruction.ipynb #claims
+def claims(record: dict) -> list[Claim]:
+    cfg, best = record['cfg'], lambda rows: max(r['psnr_flips'] for r in rows)
+    leads = []   # of BL-AE over the best of the others, at each rate
+    for bits, down in cfg['rates']:
+        rows = [r for r in record['rows'] if [r['bits'], r['down']] == [bits, down]]
+        leads.append(best(r for r in rows if r['name'] == 'BL-AE here') - best(r for r in rows if r['name'] != 'BL-AE here'))
+    ours = next(r for r in record['rows'] if r['name'] == 'BL-AE here' and [r['bits'], r['down']] == cfg['rates'][0])
+    lost = {r['name']: ours['psnr_flips'] - r['psnr_flips'] for r in record['undone']}
+    noise = next(r for r in record['noise'] if r['sigma'] == .3474)
+    return [judged('BL-AE makes better use of its bits than a code without learning and than other binarizers, with flips', min(leads) > 0, f"ahead of the next best by {', '.join(f'{x:.1f}' for x in leads)} dB at {', '.join(f'{b}/{d*d}' for b, d in cfg['rates'])} bits per pixel", max(leads) > 0),
+            judged('Each choice in its training matters', min(lost.values()) > 0, 'undone, they cost ' + ', '.join(f'{x:.1f} dB ({name})' for name, x in lost.items()), max(lost.values()) > 0),
+            judged('Noise alone makes a code binary (published σ = 0.3474)', noise['near_one'] > .9, f"{noise['modes']} modes; {100*noise['near_one']:.0f} % of the activations near ±1", noise['modes'] > 1)]
