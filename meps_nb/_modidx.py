@@ -316,6 +316,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'meps_nb/experiments/reproduce.py'),
                                                'meps_nb.experiments.reproduce.experiment': ( 'experiments/reproduce.html#experiment',
                                                                                              'meps_nb/experiments/reproduce.py'),
+                                               'meps_nb.experiments.reproduce.heard': ( 'experiments/reproduce.html#heard',
+                                                                                        'meps_nb/experiments/reproduce.py'),
                                                'meps_nb.experiments.reproduce.in_words': ( 'experiments/reproduce.html#in_words',
                                                                                            'meps_nb/experiments/reproduce.py'),
                                                'meps_nb.experiments.reproduce.kept': ( 'experiments/reproduce.html#kept',

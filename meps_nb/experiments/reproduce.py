@@ -14,8 +14,8 @@ from ..settings import InputError
 from ..study import Parser
 
 # %% auto #0
-__all__ = ['EXPERIMENTS', 'experiment', 'overview', 'conduct', 'times', 'kept', 'left', 'in_words', 'reproduce', 'parser',
-           'compared', 'main']
+__all__ = ['EXPERIMENTS', 'experiment', 'overview', 'conduct', 'times', 'kept', 'left', 'in_words', 'heard', 'reproduce',
+           'parser', 'compared', 'main']
 
 # %% ../../nbs/experiments/48_reproduce.ipynb #experiments
 EXPERIMENTS = {stem.split('_', 1)[1]: stem for stem in (   # module → notebook, in reading order
@@ -67,6 +67,11 @@ def in_words(seconds: float) -> str:
     return f'{seconds:.0f} s' if seconds < 100 else f'{seconds/60:.0f} min' if seconds < 6000 else f'{seconds/3600:.1f} h'
 
 # %% ../../nbs/experiments/48_reproduce.ipynb #reproduce
+def heard(line: str) -> dict:
+    "What an experiment's process told; what is no JSON, a library said."
+    try: return told if isinstance(told := json.loads(line), dict) else {'say': line.strip()}
+    except ValueError: return {'say': line.strip()}
+
 def reproduce(names: list[str], # experiments
               out: str | Path,
               jobs: int = 2,    # experiments at a time
@@ -83,16 +88,16 @@ def reproduce(names: list[str], # experiments
             with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8',
                                   env={**os.environ, 'OMP_NUM_THREADS': threads, 'TQDM_DISABLE': '1', 'PYTHONIOENCODING': 'utf-8'}) as child:
                 running.append(child)
-                noise = []; listen = threading.Thread(target=lambda: noise.extend(child.stderr)); listen.start()
+                noise, wrong = [], None
+                listen = threading.Thread(target=lambda: noise.extend(child.stderr)); listen.start()
                 for line in child.stdout:
-                    told = json.loads(line)
+                    told = heard(line); wrong = told.get('error', wrong)
                     with write:
-                        if 'error' in told: errors.append(f"{name}: {told['error']}")
                         if 'say' in told: bar.write(f"{name}: {told['say']}")
                         if 'piece' in told and told['piece'] not in before: bar.update(known[name].get(told['piece'], 0)); bar.set_description_str(f"{name}, {told['piece']}")
                 listen.join()
-            if child.returncode > 0: errors.append(f"{name}: {(noise or ['died'])[-1].strip()}")
-            elif child.returncode == 0: say(f'{name}: done')
+            if wrong or child.returncode: errors.append(f"{name}: {wrong or (noise or ['died'])[-1].strip()}")
+            else: say(f'{name}: done')
         pool = ThreadPoolExecutor(jobs)
         try: list(pool.map(one, order))
         finally:  # after Ctrl-C; the pieces that are done are kept
