@@ -20,6 +20,7 @@ from ..likelihood import best_radius, crossing, likelihoods, prefix_extraction
 from ..quality import classifier_features, fid, kid
 from ..references import through_flips
 from ..settings import GLOBAL, load_preset
+from ..study import percent, span
 from ..tokens import popcount, radius
 
 # %% auto #0
@@ -146,8 +147,8 @@ def rises(record: dict) -> Claim:
     "Claim 1."
     found = {(mode, key): climb(record, key, mode) for mode in MODES for key in ('copies', 'gap')}
     right = [all(found[mode, key][0] >= least and found[mode, key][1] <= .02 for key, least in (('copies', .5), ('gap', .1))) for mode in MODES]
-    text = '; '.join(f'{MODES[mode]}: {what} rise by {found[mode, key][0]:.2f}{unit}, fall by {found[mode, key][1]:.3f} at most' for mode in MODES for key, what, unit in (('copies', 'copies', ''), ('gap', 'bits of gap', ' per token')))
-    return judged('Memorization rises with the observation range.', all(right), text, any(right))
+    text = [f"with {MODES[mode]} copies rise by {percent(found[mode, 'copies'][0])} and the gap by {found[mode, 'gap'][0]:.2f} bits per token, and fall by at most {found[mode, 'copies'][1]:.3f} and {found[mode, 'gap'][1]:.3f}" for mode in MODES]
+    return judged('Memorization rises with the observation range.', all(right), '; '.join(text), any(right))
 
 def pure(record: dict) -> Claim:
     "Claim 2."
@@ -155,7 +156,7 @@ def pure(record: dict) -> Claim:
     p = [stats.binomtest(r['from_last'], r['bits_drawn'], r['eps']).pvalue for r in ends(GLOBAL)]
     copies, apart, chance = min(r['copies'] for r in ends(GLOBAL)), min(1., min(p)*len(p)), max(r['copies'] for r in ends(0))
     return judged('The global limit is a pure memorizer.', copies >= .99 and apart > .05 and chance <= .01,
-                  f'at global range at least {copies:.1%} of samples are copies, as far from their source as flips make them (least p-value, corrected: {apart:.2f}); at γ = 0 at most {chance:.1%} beyond chance',
+                  f'at global range at least {percent(copies)} of samples are copies, as far from their source as flips make them (least p-value, corrected: {apart:.2g}); at γ = 0 at most {percent(chance)} beyond chance',
                   copies >= .99 and chance <= .01)
 
 def rewarded(record: dict) -> Claim:
@@ -169,8 +170,9 @@ def rewarded(record: dict) -> Claim:
 def window(record: dict) -> Claim:
     "Claim 4."
     beyond = lambda r: math.inf if r['copying'] is None else r['copying']
-    right, spread = {mode: [r['best'][2] < beyond(r) for r in record['radii'] if r['mode'] == mode] for mode in MODES}, lambda v: f'{min(v):.2g} to {max(v):.2g}'
-    text = [f"{MODES[mode]}: γ° {spread([r['best'][0] for r in record['radii'] if r['mode'] == mode])}, γ* {spread([beyond(r) for r in record['radii'] if r['mode'] == mode])}" for mode in MODES]
-    return judged('Held-out images are likeliest at a smaller range than that at which copying sets in.', all(map(all, right.values())), '; '.join(text), any(map(all, right.values())))
+    by = {mode: [r for r in record['radii'] if r['mode'] == mode] for mode in MODES}
+    right = [all(r['best'][2] < beyond(r) for r in rows) for rows in by.values()]
+    text = [f"with {MODES[mode]} γ° is {span([r['best'][0] for r in rows])} and γ* {span(map(beyond, rows), '.2g')}" for mode, rows in by.items()]
+    return judged('Held-out images are likeliest at a smaller range than that at which copying sets in.', all(right), '; '.join(text), any(right))
 
 def claims(record: dict) -> list[Claim]: return [rises(record), pure(record), rewarded(record), window(record)]
