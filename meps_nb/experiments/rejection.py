@@ -22,7 +22,8 @@ from ..settings import GLOBAL, load_preset
 
 # %% auto #0
 __all__ = ['SMOKE', 'HONEST', 'Config', 'Case', 'case', 'decibels', 'nearest_psnr', 'nearest_psnr_l1', 'Looked', 'looked',
-           'filtered', 'rows_of', 'by_l1', 'grades', 'run', 'over', 'copies_accepted', 'fid_change', 'span', 'claims']
+           'filtered', 'rows_of', 'by_l1', 'grades', 'run', 'over', 'copies_accepted', 'fid_change', 'percents',
+           'claims']
 
 # %% ../../nbs/experiments/39a_rejection.ipynb #config
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def fid_change(record: dict, name: str) -> Interval | None:
     by = lambda which: [r['fid'] for r in record['graded'] if (r['set'], r['which']) == (name, which)]
     return None if None in by('all') + by('accepted') else over_seeds(np.array(by('accepted'))/by('all') - 1)
 
-def span(i: Interval) -> str: return f'{i.mean:.1%} ({i.low:.1%} to {i.high:.1%})'
+def percents(i: Interval) -> str: return f'{100*i.mean:.1f} % ({100*i.low:.1f} to {100*i.high:.1f} %)'
 
 def claims(record: dict) -> list[Claim]:
     cfg = record['cfg']; gamma, at = cfg['gamma'], f"{cfg['published']:g} dB"
@@ -161,7 +162,7 @@ def claims(record: dict) -> list[Claim]:
     tells = [*(i.mean >= .9 for i in honest), copies <= .05]
     survive, left, owned, change = (*(over(record, key, gamma) for key in ('accepted', 'copies_left', 'owned_left')), fid_change(record, 'samples'))
     new = [i is not None and i.mean <= .05 for i in (left, owned)]
-    return [judged('The filter tells copies from new images.', all(tells), f'at {at} it accepts {span(honest[0])} of held-out images as they are, {span(honest[1])} decoded, and {copies:.1%} of token copies', any(tells[:2]) or tells[2]),
-            judged(f'At γ = {gamma} most samples survive.', survive.low > .5, f'{span(survive)} are accepted', survive.mean > .5),
-            judged('What survives is new.', all(new), 'nothing survives' if left is None else f'of the accepted {span(left)} are copies in tokens, {span(owned)} have half of their tokens or more from one image', any(new)),
-            judged('The filter leaves FID alone.', change is not None and abs(change.mean) < .1, 'too few survive' if change is None else f'FID changes by {span(change)}')]
+    return [judged('The filter tells copies from new images.', all(tells), f'at {at} it accepts {percents(honest[0])} of held-out images as they are, {percents(honest[1])} decoded, and {100*copies:.1f} % of token copies', any(tells[:2]) or tells[2]),
+            judged(f'At γ = {gamma} most samples survive.', survive.low > .5, f'{percents(survive)} are accepted', survive.mean > .5),
+            judged('What survives is new.', all(new), 'nothing survives' if left is None else f'of the accepted {percents(left)} are copies in tokens, {percents(owned)} have half of their tokens or more from one image', any(new)),
+            judged('The filter leaves FID alone.', change is not None and abs(change.mean) < .1, 'too few survive' if change is None else f'FID changes by {percents(change)}')]
