@@ -133,7 +133,8 @@ def claims(record: dict) -> list[Claim]:
     matters = [by_order[k] >= by_gamma[k] for k in by_order]
     turn = {order: at(order, lambda r: r[along] - r[across]) for order, along, across in (('raster', 'left_right', 'top_bottom'), ('column', 'top_bottom', 'left_right'))}
     turns = [over_seeds(x).low > 0 and x.mean() >= .1 for x in turn.values()]
-    first = {order: at(order, 'first').mean()/max(at(order, 'later').mean(), 1e-9) for order in ('raster', 'column')}
+    beyond = lambda order, what: max((at(order, what) - at(order, what, GLOBAL)).mean(), 1e-9)
+    first = {o: (at(o, 'first').mean()/max(at(o, 'later').mean(), 1e-9), beyond(o, 'first')/beyond(o, 'later')) for o in ('raster', 'column')}
     whole = {o: (at(o, side), at(f'{o}, full first {line}', side)) for o, line, side in (('raster', 'row', 'left_right'), ('column', 'column', 'top_bottom'))}
     mends = [b.mean() <= a.mean()/2 and over_seeds(b - a).high < 0 for a, b in whole.values()]
     ratio = {o: at(o, a).mean()/max(at(o, b).mean(), 1e-9) for o, a, b in (('raster', 'columns', 'rows'), ('column', 'rows', 'columns'))}
@@ -143,7 +144,7 @@ def claims(record: dict) -> list[Claim]:
     return [
         both('The order matters as much as γ', matters, f'raster against random: copies {by_order["copies"]:.2f}, main source {by_order["main_share"]:.2f} apart; γ = {low} against {high}: {by_gamma["copies"]:.2f}, {by_gamma["main_share"]:.2f}'),
         both('The split of halves turns with the scan', turns, f'raster: left–right less top–bottom {words(turn["raster"])}; column: top–bottom less left–right {words(turn["column"])}'),
-        both('The first line makes most of the novelty', [v >= 3 for v in first.values()], f'switches within the first line against later ones: {first["raster"]:.2f} times (raster), {first["column"]:.2f} times (column)'),
+        both('The first line makes most of the novelty', [v >= 3 for pair in first.values() for v in pair], 'switches within the first line against later ones: ' + '; '.join(f'{o} {a:.1f} times, {b:.1f} times beyond those at global range' for o, (a, b) in first.items())),
         both('A first line that sees all its past removes the split', mends, '; '.join(f'{o}: {words(a)} to {words(b)}' for o, (a, b) in whole.items())),
         both('Seams follow the scan', [v >= 1.5 for v in ratio.values()], f'raster: between columns {ratio["raster"]:.2f} times as often as between rows; column: between rows {ratio["column"]:.2f} times as often'),
         both('A random order is incoherent', lost, f'against raster: coherence {broken["coherence"]:.2f} times, sources {broken["sources"]:.1f} times')]
