@@ -155,4 +155,4 @@ def claims(record: dict) -> list[Claim]:
         judged('The empirical model finds the radius, from below', all(bank.values()) and not high, bank_words, bank['mesh 0'] and bank['mesh 1']),
         judged('So does the network, from fewer fields', all(network.values()) and not higher and fields['network'] <= fields['bank']/10, f"{network_words}; radius 2 from N = {fields['network']} on, empirical: {fields['bank']}", all(network.values())),
         judged('Below it is bias, above it variance', all(parts), f'enumerated: at most {apart:.4f} bits per token from the exact value; from the table: {gap:.4f}; the excess above rises with N {rises} times', sum(parts) >= 2),
-        judged('Learning needs fewer fields than sharing', fields['network'] < n, f'radius 2 in every seed from N = {fields}', better)]
+        judged('Learning needs fewer fields than sharing', fields['network'] < n, f"radius 2 in every seed from N = {', '.join(f'{n} ({m})' for m, n in fields.items())}", better)]
