@@ -51,7 +51,8 @@ def is_split(tokens: np.ndarray, source: np.ndarray, # (h, w) of one sample
     return len(set(map(main_source, half(source)))) > 1, not ((a >= a.max() - slack) & (b >= b.max() - slack)).any()
 
 # %% ../../nbs/experiments/35_scan_order.ipynb #config
-ORDERS = {'raster': ('raster', False), 'raster, full first row': ('raster', True), 'column': ('column', False), 'column, full first column': ('column', True), 'random': ('random', False)}
+ORDERS = {'raster': ('raster', False), 'raster, full first row': ('raster', True), 'column': ('column', False),
+          'column, full first column': ('column', True), 'random': ('random', False)} # name → order, whether the first line sees all its past
 
 @dataclass(frozen=True)
 class Config:
@@ -93,7 +94,8 @@ def one(t: TokenSet, seen: Tensor, pictures: Tensor, # held-out tokens with flip
     copies = [copy_evidence(x, train, t.bits, t.eps).is_copy.cpu().numpy() for x in (drawn.tokens, seen)]
     images, source = t.decode(drawn.tokens), drawn.source.cpu().numpy()
     keep = order in ('raster', 'column', 'random') and gamma == cfg.gamma
-    shown = dict(images=images[:cfg.shown, 0].numpy().tobytes().hex(), source=(source[:cfg.shown] % 251).astype(np.uint8).tobytes().hex()) if keep and seed == cfg.seeds[0] else None
+    as_text = lambda x: x[:cfg.shown].astype(np.uint8).tobytes().hex()
+    shown = dict(images=as_text(images[:, 0].numpy()), source=as_text(source % 251)) if keep and seed == cfg.seeds[0] else None
     return dict(row=dict(order=order, gamma=gamma, seed=seed, copies=excess_rate(*copies).mean, coherence=coherence(images, pictures).mean,
                          sources=sources_per_image(drawn.source).mean(), main_share=np.mean([share_of_main(s) for s in source]), **found),
                 map=where.round(3) if keep else None, shown=shown)
@@ -106,7 +108,8 @@ def run(cfg: Config, lab: Lab) -> dict:
     pictures, rows, maps, shown = t.decode(seen), [], {}, {}
     for order, gamma in product(ORDERS, cfg.gammas):
         for seed in cfg.seeds:
-            found = lab.piece(f'{order}, γ = {gamma}, seed {seed}', lambda: one(t, seen, pictures, order, gamma, seed, cfg), asdict(s), asdict(cfg) | dict(gammas=(), seeds=cfg.seeds[:1]))
+            settings = asdict(s), asdict(cfg) | dict(gammas=(), seeds=cfg.seeds[:1])
+            found = lab.piece(f'{order}, γ = {gamma}, seed {seed}', lambda: one(t, seen, pictures, order, gamma, seed, cfg), *settings)
             rows.append({k: round(v, 5) if isinstance(v, float) else v for k, v in found['row'].items()})
             if found['map']: maps.setdefault(order, []).append(found['map'])
             if found['shown']: shown[order] = found['shown']
