@@ -5,7 +5,7 @@
 # %% ../../nbs/experiments/33_observation_range.ipynb #imports
 from __future__ import annotations
 import base64, math, zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 import numpy as np
@@ -20,7 +20,7 @@ from ..likelihood import best_radius, crossing, likelihoods, prefix_extraction
 from ..quality import classifier_features, fid, kid
 from ..references import through_flips
 from ..settings import GLOBAL, load_preset
-from ..study import percent, span
+from ..study import at, percent, span
 from ..tokens import popcount, radius
 
 # %% auto #0
@@ -54,6 +54,7 @@ class Case(NamedTuple):
     models: dict     # mode → model
 
 def case(cfg: Config, t: TokenSet, seed: int) -> Case:
+    "The training images that a seed chooses, held-out images, and the models."
     train, held_out = chosen(t.train, cfg.n_train, seed), chosen(t.held_out, cfg.samples, seed)
     bank = Bank(train, t.bits)
     return Case(seed, train, held_out, {'fixed': EmpiricalARVM(bank, t.eps), 'loo': EmpiricalARVM(bank, 'loo')})
@@ -118,8 +119,8 @@ def run(cfg: Config, lab: Lab) -> dict:
         def point(gamma, mode):
             model = c.models[mode]; eps, s = model.eps_at(gamma), model.sample(cfg.samples, gamma, seed)
             found, lengths = scores(model, c, t, gamma, cfg)
-            row = dict(seed=seed, gamma=gamma, mode=mode, eps=eps, **copying(s, c, t.bits, eps), **provenance(s.source), **found, **grades(t.decode(s.tokens), honest(), real(), features()))
-            return dict(row=row, lengths=lengths)
+            quality = grades(t.decode(s.tokens), honest(), real(), features())
+            return dict(row=dict(seed=seed, gamma=gamma, mode=mode, eps=eps, **copying(s, c, t.bits, eps), **provenance(s.source), **found, **quality), lengths=lengths)
         beside += lab.piece(f'seed {seed}, references', lambda: references(c, t, real(), features(), cfg.samples), depends, seed)
         for mode in MODES:
             points = {g: lab.piece(f'seed {seed}, γ = {g}, {mode}', lambda: point(g, mode), depends, seed, g, mode) for g in cfg.gammas}
@@ -127,8 +128,10 @@ def run(cfg: Config, lab: Lab) -> dict:
             copying_at = crossing(np.array([float(radius(g, h, w)) for g in cfg.gammas]), np.array([r['copies'] for r in here]))
             radii.append(dict(seed=seed, mode=mode, best=best_radius({g: np.array(p['lengths']) for g, p in points.items()}, h, w), copying=copying_at))
             lab.say(f"seed {seed}, {MODES[mode]}: copies {[round(r['copies'], 2) for r in here]}, γ° = {radii[-1]['best'].value:g}, γ* = {copying_at:.2g}")
-        if seed == cfg.seeds[0]: shown = [lab.piece(f'pictures, γ = {g}', lambda: pictures(c, t, g, cfg.pictures), depends, seed, g, cfg.pictures) for g in cfg.shown]
-    return dict(n=len(c.train), bits=t.bits, eps=t.eps, rows=[{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items()} for r in rows], references=beside, radii=radii, pictures=shown)
+        if seed == cfg.seeds[0]:
+            shown = [lab.piece(f'pictures, γ = {g}', lambda: pictures(c, t, g, cfg.pictures), depends, seed, g, cfg.pictures) for g in cfg.shown]
+    rows = [{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+    return dict(n=len(c.train), bits=t.bits, eps=t.eps, rows=rows, references=beside, radii=radii, pictures=shown)
 
 # %% ../../nbs/experiments/33_observation_range.ipynb #claims
 def over(record: dict, key: str, mode: str) -> dict: # γ → interval over seeds
@@ -147,7 +150,8 @@ def rises(record: dict) -> Claim:
     "Claim 1."
     found = {(mode, key): climb(record, key, mode) for mode in MODES for key in ('copies', 'gap')}
     right = [all(found[mode, key][0] >= least and found[mode, key][1] <= .02 for key, least in (('copies', .5), ('gap', .1))) for mode in MODES]
-    text = [f"with {MODES[mode]} copies rise by {percent(found[mode, 'copies'][0])} and the gap by {found[mode, 'gap'][0]:.2f} bits per token, and fall by at most {found[mode, 'copies'][1]:.3f} and {found[mode, 'gap'][1]:.3f}" for mode in MODES]
+    words = lambda copies, gap: f'copies rise by {percent(copies[0])} and the gap by {gap[0]:.2f} bits per token, and fall by at most {copies[1]:.3f} and {gap[1]:.3f}'
+    text = [f"with {MODES[mode]} {words(found[mode, 'copies'], found[mode, 'gap'])}" for mode in MODES]
     return judged('Memorization rises with the observation range.', all(right), '; '.join(text), any(right))
 
 def pure(record: dict) -> Claim:
@@ -156,7 +160,8 @@ def pure(record: dict) -> Claim:
     p = [stats.binomtest(r['from_last'], r['bits_drawn'], r['eps']).pvalue for r in ends(GLOBAL)]
     copies, apart, chance = min(r['copies'] for r in ends(GLOBAL)), min(1., min(p)*len(p)), max(r['copies'] for r in ends(0))
     return judged('The global limit is a pure memorizer.', copies >= .99 and apart > .05 and chance <= .01,
-                  f'at global range at least {percent(copies)} of samples are copies, as far from their source as flips make them (least p-value, corrected: {apart:.2g}); at γ = 0 at most {percent(chance)} beyond chance',
+                  f'at global range at least {percent(copies)} of samples are copies, as far from their source as flips make them '
+                  f'(least p-value, corrected: {apart:.2g}); at γ = 0 at most {percent(chance)} beyond chance',
                   copies >= .99 and chance <= .01)
 
 def rewarded(record: dict) -> Claim:
@@ -165,7 +170,8 @@ def rewarded(record: dict) -> Claim:
     least, honest, end = min(fids, key=fids.get), beside(record, 'fid', 'held-out images').mean, fids[GLOBAL]
     new = min([fids[g] for g in fids if copies[g] < .05], default=math.inf)
     tests = copies[least] >= .5, end <= 1.1*honest, end <= new/2
-    return judged('FID rewards copying.', all(tests), f'FID {end:.2f} at global range, where all are copies, {honest:.2f} for held-out images, at best {new:.2f} where fewer than 5 % are copies; least at γ = {least}', any(tests))
+    text = f"FID {end:.2f} at global range, {honest:.2f} for held-out images, at best {new:.2f} where fewer than 5 % are copies; least at {at(least)}"
+    return judged('FID rewards copying.', all(tests), text, any(tests))
 
 def window(record: dict) -> Claim:
     "Claim 4."

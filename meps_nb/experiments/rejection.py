@@ -4,7 +4,6 @@
 
 # %% ../../nbs/experiments/39a_rejection.ipynb #imports
 from __future__ import annotations
-import math
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from ..references import through_flips
 from ..settings import GLOBAL, load_preset
 
 # %% auto #0
-__all__ = ['SMOKE', 'HONEST', 'Config', 'Case', 'case', 'decibels', 'nearest_psnr', 'nearest_psnr_l1', 'Looked', 'looked',
+__all__ = ['SMOKE', 'REFERENCES', 'Config', 'Case', 'case', 'decibels', 'nearest_psnr', 'nearest_psnr_l1', 'Looked', 'looked',
            'filtered', 'rows_of', 'by_l1', 'grades', 'run', 'over', 'copies_accepted', 'fid_change', 'percents',
            'claims']
 
@@ -43,7 +42,7 @@ class Config:
     seeds: tuple = (0, 1, 2)
 
 SMOKE = Config('smoke', n_train=100, samples=40, gammas=(0, 2, GLOBAL), gamma=2, compared=20, graded=60, real=60, steps=20, seeds=(0, 1))
-HONEST = {'held-out images': 'held-out, as they are', 'held-out images, decoded': 'held-out, decoded', 'training copies, decoded': 'training copies, decoded'}
+REFERENCES = {'held-out images': 'held-out, as they are', 'held-out images, decoded': 'held-out, decoded', 'training copies, decoded': 'training copies, decoded'}
 
 class Case(NamedTuple):
     "What one seed looks at."
@@ -55,6 +54,7 @@ class Case(NamedTuple):
     model: EmpiricalARVM
 
 def case(cfg: Config, t: TokenSet, seed: int) -> Case:
+    "The training images that a seed chooses, held-out images, and the model."
     n, m = cfg.n_train, max(cfg.samples, cfg.graded)
     pixels = lambda x, n: chosen(torch.from_numpy(x), n, seed)
     tokens = chosen(t.train, n, seed)
@@ -96,14 +96,14 @@ def filtered(x: Looked, threshold: float) -> dict:
 def rows_of(c: Case, t: TokenSet, cfg: Config) -> list[dict]:
     "Samples at every γ and the reference sets."
     flips, n = lambda x: through_flips(x, t.bits, t.eps, c.seed), cfg.samples
-    copies = flips(chosen(c.tokens, n, c.seed + 1))
-    sets = dict(zip(HONEST, [(c.unseen[:n], c.held_out[:n], None), (t.decode(flips(c.held_out[:n])), flips(c.held_out[:n]), None), (t.decode(copies), copies, None)]))
+    new, copies = flips(c.held_out[:n]), flips(chosen(c.tokens, n, c.seed + 1))
+    sets = dict(zip(REFERENCES, [(c.unseen[:n], c.held_out[:n], None), (t.decode(new), new, None), (t.decode(copies), copies, None)]))
     for g in cfg.gammas:
         s = c.model.sample(n, g, c.seed)
         sets[g] = t.decode(s.tokens), s.tokens, s.source
     seen = {name: looked(*x, c, t) for name, x in sets.items()}
-    return [dict(seed=c.seed, set='samples' if name in cfg.gammas else name, gamma=name if name in cfg.gammas else None, n=len(x.psnr), psnr=float(np.median(x.psnr)), **filtered(x, at))
-            for name, x in seen.items() for at in cfg.thresholds]
+    what = lambda name: dict(set='samples', gamma=name) if name in cfg.gammas else dict(set=name, gamma=None)
+    return [dict(seed=c.seed, **what(name), n=len(x.psnr), psnr=float(np.median(x.psnr)), **filtered(x, at)) for name, x in seen.items() for at in cfg.thresholds]
 
 def by_l1(c: Case, t: TokenSet, cfg: Config) -> dict:
     "What the published rule accepts beside ours."
@@ -114,11 +114,13 @@ def by_l1(c: Case, t: TokenSet, cfg: Config) -> dict:
 # %% ../../nbs/experiments/39a_rejection.ipynb #grades
 def grades(c: Case, t: TokenSet, real: np.ndarray, features, cfg: Config) -> list[dict]:
     "FID and KID before and after the filter."
-    sets = {'samples': t.decode(c.model.sample(cfg.graded, cfg.gamma, c.seed).tokens), 'held-out images, decoded': t.decode(through_flips(c.held_out[:cfg.graded], t.bits, t.eps, c.seed))}
+    new = through_flips(c.held_out[:cfg.graded], t.bits, t.eps, c.seed)
+    sets = {'samples': t.decode(c.model.sample(cfg.graded, cfg.gamma, c.seed).tokens), 'held-out images, decoded': t.decode(new)}
     kept = {name: x[torch.from_numpy(nearest_psnr(x, c.images) < cfg.published)] for name, x in sets.items()}
     n = min(map(len, kept.values()))
-    row = lambda name, which, x: dict(seed=c.seed, set=name, which=which, n=n, **(dict(fid=fid(f := features(x[:n]), real), kid=kid(f, real).mean) if n > 9 else dict(fid=None, kid=None)))
-    return [row(name, which, x) for which, some in (('all', sets), ('accepted', kept)) for name, x in some.items()]
+    if n < 10: return [dict(seed=c.seed, set=name, which=which, n=n, fid=None, kid=None) for which in ('all', 'accepted') for name in sets]
+    row = lambda f, **what: dict(seed=c.seed, **what, n=n, fid=fid(f, real), kid=kid(f, real).mean)
+    return [row(features(x[:n]), set=name, which=which) for which, some in (('all', sets), ('accepted', kept)) for name, x in some.items()]
 
 # %% ../../nbs/experiments/39a_rejection.ipynb #run
 def run(cfg: Config, lab: Lab) -> dict:
@@ -133,8 +135,9 @@ def run(cfg: Config, lab: Lab) -> dict:
         rows += lab.piece(f'seed {seed}, filter', lambda: rows_of(c, t, cfg), depends, seed)
         l1.append(lab.piece(f'seed {seed}, nearest by L1', lambda: by_l1(c, t, cfg), depends, seed))
         graded += lab.piece(f'seed {seed}, FID', lambda: grades(c, t, real(c), features(), cfg), depends, seed)
-        lab.say(f"seed {seed}: accepted at {cfg.published:g} dB {[(r['gamma'] if r['gamma'] is not None else r['set'], round(r['accepted'], 3)) for r in rows if r['seed'] == seed and r['threshold'] == cfg.published]}")
-    return dict(bits=t.bits, eps=t.eps, rows=[{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items()} for r in rows], l1=l1, graded=graded)
+        lab.say(f"seed {seed}: accepted at {cfg.published:g} dB, over γ: {[round(r['accepted'], 3) for r in rows if (r['seed'], r['set'], r['threshold']) == (seed, 'samples', cfg.published)]}")
+    rows = [{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+    return dict(bits=t.bits, eps=t.eps, rows=rows, l1=l1, graded=graded)
 
 # %% ../../nbs/experiments/39a_rejection.ipynb #claims
 def over(record: dict, key: str, of: int | str, threshold: float | None = None) -> Interval | None:
@@ -158,11 +161,13 @@ def percents(i: Interval) -> str: return f'{100*i.mean:.1f} % ({100*i.low:.1f} t
 
 def claims(record: dict) -> list[Claim]:
     cfg = record['cfg']; gamma, at = cfg['gamma'], f"{cfg['published']:g} dB"
-    honest, copies = [over(record, 'accepted', name) for name in list(HONEST)[:2]], copies_accepted(record)
+    honest, copies = [over(record, 'accepted', name) for name in list(REFERENCES)[:2]], copies_accepted(record)
     tells = [*(i.mean >= .9 for i in honest), copies <= .05]
     survive, left, owned, change = (*(over(record, key, gamma) for key in ('accepted', 'copies_left', 'owned_left')), fid_change(record, 'samples'))
     new = [i is not None and i.mean <= .05 for i in (left, owned)]
-    return [judged('The filter tells copies from new images.', all(tells), f'at {at} it accepts {percents(honest[0])} of held-out images as they are, {percents(honest[1])} decoded, and {100*copies:.1f} % of token copies', any(tells[:2]) or tells[2]),
+    tells_text = f'at {at} it accepts {percents(honest[0])} of held-out images as they are, {percents(honest[1])} decoded, and {100*copies:.1f} % of token copies'
+    left_text = 'nothing survives' if left is None else f'of the accepted {percents(left)} are copies in tokens, {percents(owned)} have half of their tokens or more from one image'
+    return [judged('The filter tells copies from new images.', all(tells), tells_text, any(tells[:2]) or tells[2]),
             judged(f'At γ = {gamma} most samples survive.', survive.low > .5, f'{percents(survive)} are accepted', survive.mean > .5),
-            judged('What survives is new.', all(new), 'nothing survives' if left is None else f'of the accepted {percents(left)} are copies in tokens, {percents(owned)} have half of their tokens or more from one image', any(new)),
+            judged('What survives is new.', all(new), left_text, any(new)),
             judged('The filter leaves FID alone.', change is not None and abs(change.mean) < .1, 'too few survive' if change is None else f'FID changes by {percents(change)}')]
