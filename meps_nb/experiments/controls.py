@@ -20,10 +20,10 @@ from ..study import in_batches, trained_blae
 from ..theory.local_dependence import MarkovMesh
 
 # %% auto #0
-__all__ = ['SMOKE', 'COPIES', 'OTHERS', 'WORSE', 'COPYING', 'Config', 'copies', 'chance', 'held_out_nll', 'shuffled_copies',
-           'costs_of_shuffling', 'planted', 'shared_radii', 'repeated', 'mirrored_tokens', 'mirrored_bank',
-           'reference_measures', 'run', 'per_seed', 'shares', 'costs', 'radius_gap', 'disorder', 'repeated_share',
-           'claims_on_banks', 'claims']
+__all__ = ['SMOKE', 'COPIES', 'OTHERS', 'WORSE', 'COPYING', 'Config', 'is_copy', 'sampled', 'copies', 'chance', 'held_out_nll',
+           'shuffled_copies', 'costs_of_shuffling', 'planted', 'shared_radii', 'repeated', 'mirrored_tokens',
+           'mirrored_bank', 'reference_measures', 'run', 'per_seed', 'shares', 'costs', 'radius_gap', 'disorder',
+           'repeated_share', 'claims_on_banks', 'claims']
 
 # %% ../../nbs/experiments/36_controls.ipynb #config
 @dataclass(frozen=True)
@@ -52,14 +52,22 @@ class Config:
 SMOKE = Config('smoke', 60, (0, 1), 20, 12, (.01, .1, .3), (GLOBAL,), 3, (0, 1), (1,), (5, 2), 'smoke', 20, (1, 3, 7), 5, 10, (GLOBAL,), (2, 3, 7), (0, 1))
 
 # %% ../../nbs/experiments/36_controls.ipynb #pieces
-def copies(t: TokenSet, bank: Bank, gammas: tuple, n: int, seed: int) -> dict: # γ → (n,) bool
-    "Which samples are copies of a bank's images."
-    model, images = EmpiricalARVM(bank, t.eps), bank.images()
-    return {g: copy_evidence(model.sample(n, g, seed).tokens, images, t.bits, t.eps).is_copy.cpu().numpy() for g in gammas}
+def is_copy(t: TokenSet, tokens: Tensor, images: Tensor) -> np.ndarray: # (n,) bool
+    "Which token grids lie within the flip budget of one of these images."
+    return copy_evidence(tokens, images, t.bits, t.eps).is_copy.cpu().numpy()
+
+def sampled(t: TokenSet, bank: Bank, gammas: tuple, n: int, seed: int) -> dict: # γ → (n, h, w)
+    "Samples at every γ."
+    model = EmpiricalARVM(bank, t.eps)
+    return {g: model.sample(n, g, seed).tokens for g in gammas}
+
+def copies(t: TokenSet, bank: Bank, *how) -> dict: # γ → (n,) bool
+    "Which samples are copies of the bank's images."
+    return {g: is_copy(t, x, bank.images()) for g, x in sampled(t, bank, *how).items()}
 
 def chance(t: TokenSet, bank: Bank, n: int, seed: int) -> np.ndarray: # (n,) bool
     "Which held-out images with flips pass for copies."
-    return copy_evidence(through_flips(chosen(t.held_out, n, seed), t.bits, t.eps, seed), bank.images(), t.bits, t.eps).is_copy.cpu().numpy()
+    return is_copy(t, through_flips(chosen(t.held_out, n, seed), t.bits, t.eps, seed), bank.images())
 
 def held_out_nll(bank: Bank, images: Tensor, gamma: int | str, grid: tuple) -> tuple[float, np.ndarray]: # ε; (m/2,) bits per token
     "The best ε for one half of the images, and what it says of the other."
@@ -96,12 +104,14 @@ def planted(planted: int, cfg: Config, seed: int) -> list[dict]:
 
 # %% ../../nbs/experiments/36_controls.ipynb #translated
 def shared_radii(t: TokenSet, cfg: Config, seed: int) -> list[dict]:
-    "Copies, by γ, of a bank by position and of the same bank shared over positions."
+    "Copies, by γ, of a bank by position and of the same bank shared over positions; also by all rows but the first."
     bank = Bank(chosen(t.train, cfg.shared_n, seed), t.bits)
-    by_chance, rows = chance(t, bank, cfg.samples, seed), []
+    by_chance, below, rows = chance(t, bank, cfg.samples, seed), bank.images()[:, 1:], []
     for kind, b in (('position', bank), ('shared', bank.translated())):
-        found = copies(t, b, cfg.shared_gammas, cfg.samples, seed)
-        rows.append(dict(seed=seed, bank=kind, copied=[x.mean() for x in found.values()], radius=copying_radius(found, by_chance, bank.h, bank.w)))
+        drawn = sampled(t, b, cfg.shared_gammas, cfg.samples, seed)
+        found = {g: is_copy(t, x, bank.images()) for g, x in drawn.items()}
+        rows.append(dict(seed=seed, bank=kind, copied=[x.mean() for x in found.values()], copied_below=[is_copy(t, x[:, 1:], below).mean() for x in drawn.values()],
+                         radius=copying_radius(found, by_chance, bank.h, bank.w)))
     return rows
 
 # %% ../../nbs/experiments/36_controls.ipynb #repeated
@@ -228,7 +238,7 @@ def claims(record: dict) -> list[Claim]:
     alike, better = gap[1] <= 0 <= gap[2], gains[0] >= gains[1]/2 > 0
     wrong = disorder(record)
     return claims_on_banks(record) + [
-        judged('A bank shared over positions copies later.', shared[1] > 0, f'γ* {shared[0]:+.2f} tokens [{shared[1]:.2f}, {shared[2]:.2f}]'),
+        judged('A bank shared over positions copies later.', shared[1] > 0, f'γ* {shared[0]:+.2f} tokens [{shared[1]:.2f}, {shared[2]:.2f}]' if math.isfinite(shared[0]) else 'the shared bank never reaches γ*'),
         judged('Repeated images are copied as often as they stand in the bank, and leave-one-out does not see them.', bool(often and unseen),
                f'{share.mean:.3f} [{share.low:.3f}, {share.high:.3f}] of the samples, {expected:.3f} of the bank; they owe themselves {owed:.3f} bits, expected {truth:.3f}', bool(often or unseen)),
         judged('Mirrored images act like as many new ones.', bool(alike and better), f'γ* {gap[0]:+.2f} tokens [{gap[1]:.2f}, {gap[2]:.2f}] beside new ones; held-out NLL falls by {gains[0]:.3f} bits per token, with new ones by {gains[1]:.3f}', bool(alike or better)),
