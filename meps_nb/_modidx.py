@@ -305,8 +305,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'meps_nb/experiments/controls.py'),
                                               'meps_nb.experiments.controls.run': ( 'experiments/controls.html#run',
                                                                                     'meps_nb/experiments/controls.py'),
-                                              'meps_nb.experiments.controls.sampled': ( 'experiments/controls.html#sampled',
-                                                                                        'meps_nb/experiments/controls.py'),
                                               'meps_nb.experiments.controls.shared_radii': ( 'experiments/controls.html#shared_radii',
                                                                                              'meps_nb/experiments/controls.py'),
                                               'meps_nb.experiments.controls.shares': ( 'experiments/controls.html#shares',

@@ -20,7 +20,7 @@ from ..study import in_batches, trained_blae
 from ..theory.local_dependence import MarkovMesh
 
 # %% auto #0
-__all__ = ['SMOKE', 'COPIES', 'OTHERS', 'WORSE', 'COPYING', 'Config', 'is_copy', 'sampled', 'copies', 'chance', 'held_out_nll',
+__all__ = ['SMOKE', 'COPIES', 'OTHERS', 'WORSE', 'COPYING', 'Config', 'is_copy', 'copies', 'chance', 'held_out_nll',
            'shuffled_copies', 'costs_of_shuffling', 'planted', 'shared_radii', 'repeated', 'mirrored_tokens',
            'mirrored_bank', 'reference_measures', 'run', 'per_seed', 'shares', 'costs', 'radius_gap', 'disorder',
            'repeated_share', 'claims_on_banks', 'claims']
@@ -56,14 +56,10 @@ def is_copy(t: TokenSet, tokens: Tensor, images: Tensor) -> np.ndarray: # (n,) b
     "Which token grids lie within the flip budget of one of these images."
     return copy_evidence(tokens, images, t.bits, t.eps).is_copy.cpu().numpy()
 
-def sampled(t: TokenSet, bank: Bank, gammas: tuple, n: int, seed: int) -> dict: # γ → (n, h, w)
-    "Samples at every γ."
-    model = EmpiricalARVM(bank, t.eps)
-    return {g: model.sample(n, g, seed).tokens for g in gammas}
-
-def copies(t: TokenSet, bank: Bank, *how) -> dict: # γ → (n,) bool
+def copies(t: TokenSet, bank: Bank, gammas: tuple, n: int, seed: int) -> dict: # γ → (n,) bool
     "Which samples are copies of the bank's images."
-    return {g: is_copy(t, x, bank.images()) for g, x in sampled(t, bank, *how).items()}
+    model = EmpiricalARVM(bank, t.eps)
+    return {g: is_copy(t, model.sample(n, g, seed).tokens, bank.images()) for g in gammas}
 
 def chance(t: TokenSet, bank: Bank, n: int, seed: int) -> np.ndarray: # (n,) bool
     "Which held-out images with flips pass for copies."
@@ -104,13 +100,13 @@ def planted(planted: int, cfg: Config, seed: int) -> list[dict]:
 
 # %% ../../nbs/experiments/36_controls.ipynb #translated
 def shared_radii(t: TokenSet, cfg: Config, seed: int) -> list[dict]:
-    "Copies, by γ, of a bank by position and of the same bank shared over positions; also by all rows but the first."
+    "Copies and tokens from other cells, by γ, of a bank by position and of the same bank shared over positions."
     bank = Bank(chosen(t.train, cfg.shared_n, seed), t.bits)
-    by_chance, below, rows = chance(t, bank, cfg.samples, seed), bank.images()[:, 1:], []
+    by_chance, own, rows = chance(t, bank, cfg.samples, seed), torch.arange(bank.h*bank.w).view(bank.h, bank.w), []
     for kind, b in (('position', bank), ('shared', bank.translated())):
-        drawn = sampled(t, b, cfg.shared_gammas, cfg.samples, seed)
-        found = {g: is_copy(t, x, bank.images()) for g, x in drawn.items()}
-        rows.append(dict(seed=seed, bank=kind, copied=[x.mean() for x in found.values()], copied_below=[is_copy(t, x[:, 1:], below).mean() for x in drawn.values()],
+        drawn = {g: EmpiricalARVM(b, t.eps).sample(cfg.samples, g, seed) for g in cfg.shared_gammas}
+        found = {g: is_copy(t, s.tokens, bank.images()) for g, s in drawn.items()}
+        rows.append(dict(seed=seed, bank=kind, copied=[x.mean() for x in found.values()], elsewhere=[(s.cell.cpu() != own).double().mean() for s in drawn.values()],
                          radius=copying_radius(found, by_chance, bank.h, bank.w)))
     return rows
 
@@ -131,18 +127,21 @@ def repeated(t: TokenSet, cfg: Config, seed: int) -> list[dict]:
     return rows
 
 # %% ../../nbs/experiments/36_controls.ipynb #mirrored
-def mirrored_tokens(t: TokenSet, cfg: Config, lab: Lab) -> Tensor: # (N, h, w)
-    "Tokens of all training images, each mirrored left to right."
+def mirrored_tokens(t: TokenSet, numbers: Tensor, cfg: Config, lab: Lab) -> Tensor: # (n, h, w)
+    "Tokens of some training images, each mirrored left to right."
     with lab.shared() as folder: model, _ = trained_blae(t.data, load_preset(cfg.preset), folder, lab.say)
-    return in_batches(model.encode, torch.from_numpy(np.ascontiguousarray(t.data.train_images[..., ::-1]))).to(t.train.device)
+    images = np.ascontiguousarray(t.data.train_images[numbers.numpy()][..., ::-1])
+    return in_batches(model.encode, torch.from_numpy(images)).to(t.train.device)
 
-def mirrored_bank(t: TokenSet, mirrored: Tensor, cfg: Config, seed: int) -> list[dict]:
+def mirrored_bank(t: TokenSet, cfg: Config, lab: Lab, seed: int) -> list[dict]:
     "γ* and held-out NLL with N images, with these and their mirror images, and with 2N images."
-    both = chosen(torch.stack([t.train, mirrored], 1), 2*cfg.n, seed)
-    banks = {'plain': both[:cfg.n, 0], 'mirrored': both[:cfg.n].flatten(0, 1), 'new': both[:, 0]}
+    numbers = chosen(torch.arange(len(t.train)), 2*cfg.n, seed)
+    new = t.train[numbers.to(t.train.device)]
+    plain, mirrored = new[:cfg.n], mirrored_tokens(t, numbers[:cfg.n], cfg, lab)
+    banks = {'plain': plain, 'mirrored': torch.stack([plain, mirrored], 1).flatten(0, 1), 'new': new}
     held_out, rows = chosen(t.held_out, cfg.held_out, seed), []
     for kind, tokens in banks.items():
-        bank = Bank(tokens.contiguous(), t.bits)
+        bank = Bank(tokens, t.bits)
         found = copies(t, bank, cfg.mirrored, cfg.samples, seed)
         rows.append(dict(seed=seed, bank=kind, radius=copying_radius(found, chance(t, bank, cfg.samples, seed), bank.h, bank.w),
                          nll=[held_out_nll(bank, held_out, g, cfg.grid)[1].mean() for g in cfg.scored]))
@@ -160,11 +159,10 @@ def reference_measures(t: TokenSet, cfg: Config, seed: int) -> list[dict]:
 def run(cfg: Config, lab: Lab) -> dict:
     "Rows of every control, as plain numbers."
     t, digits = tokens_of(load_preset(cfg.preset), lab), tokens_of(load_preset(cfg.shared), lab)
-    mirrored = mirrored_tokens(t, cfg, lab)
     images = lambda s: (chosen(t.train, cfg.n, s), chosen(t.held_out, cfg.held_out, s), t.bits)
     controls = dict(shuffled=lambda s: shuffled_copies(t, cfg, s), planted=lambda s: [row for p in cfg.meshes for row in planted(p, cfg, s)],
                     beyond=lambda s: costs_of_shuffling(*images(s), cfg.gamma, cfg.reaches, cfg.grid, s), shared=lambda s: shared_radii(digits, cfg, s),
-                    repeated=lambda s: repeated(t, cfg, s), mirrored=lambda s: mirrored_bank(t, mirrored, cfg, s), references=lambda s: reference_measures(t, cfg, s))
+                    repeated=lambda s: repeated(t, cfg, s), mirrored=lambda s: mirrored_bank(t, cfg, lab, s), references=lambda s: reference_measures(t, cfg, s))
     found = {name: [] for name in controls}
     for seed in cfg.seeds:
         for name, rows in controls.items():
@@ -242,4 +240,4 @@ def claims(record: dict) -> list[Claim]:
         judged('Repeated images are copied as often as they stand in the bank, and leave-one-out does not see them.', bool(often and unseen),
                f'{share.mean:.3f} [{share.low:.3f}, {share.high:.3f}] of the samples, {expected:.3f} of the bank; they owe themselves {owed:.3f} bits, expected {truth:.3f}', bool(often or unseen)),
         judged('Mirrored images act like as many new ones.', bool(alike and better), f'γ* {gap[0]:+.2f} tokens [{gap[1]:.2f}, {gap[2]:.2f}] beside new ones; held-out NLL falls by {gains[0]:.3f} bits per token, with new ones by {gains[1]:.3f}', bool(alike or better)),
-        judged('Every measure puts the reference generators in the right order.', not wrong, f'{len(wrong)} pairs in the wrong order' + ''.join(f'; {w}' for w in wrong[:4]), len(wrong) <= 4)]
+        judged('Every measure puts the reference generators in the right order.', not wrong, f'{len(wrong)} pairs in the wrong order' + ''.join(f'; {w}' for w in wrong[:4]))]
