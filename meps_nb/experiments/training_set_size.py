@@ -38,7 +38,7 @@ class Config:
     sweeps: tuple = (Sweep('fashion', (300, 1000, 3000, 10_000, 30_000, 60_000), (1, 2, 3, 4, 5, 6, 7, 8, 10, 12), 10, (10_000, 5)),
                      Sweep('digits', (30, 100, 300, 1000), (1, 2, 3, 4, 5, 6, 7), 7, (1000, 2)))
     seeds: tuple = (0, 1, 2) # each chooses the training images and draws the samples
-    samples: int = 100       # for every N, γ and seed
+    samples: int = 300       # for every N, γ and seed
     scored: int = 100        # training images
     held_out: int = 500      # images that tell the chance of passing for a copy
     queries: int = 16        # noisy windows in an estimate of information, for every seed and place
