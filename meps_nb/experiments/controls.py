@@ -184,9 +184,10 @@ def shares(record: dict, bank: str, gamma) -> tuple[float, float, float]:
 def costs(rows: list[dict], reach: int, of: str = 'shuffled', **where): return over_seeds(per_seed(rows, lambda r: r[of], reach=reach, **where))
 
 def radius_gap(rows: list[dict], bank: str, other: str):
-    "γ* of one bank less that of another, over seeds; infinite where one of them is never reached."
-    gaps = [math.inf if None in (a, b) else a - b for a, b in zip(*(per_seed(rows, lambda r: r['radius'][0], bank=k) for k in (bank, other)))]
-    return over_seeds(gaps) if np.isfinite(gaps).all() else (math.inf,)*3
+    "γ* of one bank less that of another, over seeds; where one is never reached, the least gap, without an interval."
+    radii = [per_seed(rows, lambda r: math.inf if r['radius'][0] is None else r['radius'][0], bank=k) for k in (bank, other)]
+    gaps = np.array([a - b for a, b in zip(*radii)])       # ∞ − ∞ is undefined, and no test of it passes
+    return over_seeds(gaps) if np.isfinite(gaps).all() else (float(gaps.min()),)*3
 
 # %% ../../nbs/experiments/36_controls.ipynb #orders
 COPIES, OTHERS = ('training copies', 'copies with flips'), ('held-out images', 'Gaussian fit', 'patch-shuffled', 'marginals', 'random bits')
