@@ -19,7 +19,8 @@ __all__ = ['EXPERIMENTS', 'experiment', 'overview', 'conduct', 'times', 'kept', 
 
 # %% ../../nbs/experiments/48_reproduce.ipynb #experiments
 EXPERIMENTS = {stem.split('_', 1)[1]: stem for stem in (   # module → notebook, in reading order
-    '30_reconstruction', '31_exclusivity_in_training', '32_learned_against_exact')}
+    '30_reconstruction', '31_exclusivity_in_training', '32_learned_against_exact', '33_observation_range', '34_training_set_size', '35_scan_order',
+    '36_controls', '37_planted_radius', '38_memorization_in_training', '39_latents_and_memory', '39a_rejection', '39b_from_exclusivity_to_memory')}
 
 def experiment(name: str):
     "The module of an experiment; raises `InputError` for a name that there is not."
