@@ -14,8 +14,8 @@ from .tokens import nearest
 
 # %% auto #0
 __all__ = ['Interval', 'resampled_means', 'bootstrap_mean', 'exact_rate', 'rate', 'bootstrap_difference', 'excess_rate',
-           'rate_difference', 'sources_per_image', 'run_lengths', 'neighbour_difference', 'coherence', 'pair_sums',
-           'correlations', 'two_point', 'correlation_gap', 'CopyEvidence', 'copy_evidence']
+           'rate_difference', 'sources_per_image', 'main_share', 'run_lengths', 'neighbour_difference', 'coherence',
+           'pair_sums', 'correlations', 'two_point', 'correlation_gap', 'CopyEvidence', 'copy_evidence']
 
 # %% ../nbs/model/17_copying.ipynb #bootstrap
 class Interval(NamedTuple):
@@ -70,6 +70,10 @@ def sources_per_image(source: Tensor  # (n, h, w) index of each token's training
                      ) -> np.ndarray: # (n,) how many different ones
     "Number of training images that contributed to each sample."
     return np.array([len(np.unique(s)) for s in source.cpu().numpy()])
+
+def main_share(source: Tensor) -> np.ndarray: # (n,)
+    "Share of each sample's tokens that come from the training image that lent most."
+    return np.array([np.unique(s, return_counts=True)[1].max()/s.size for s in source.cpu().numpy()])
 
 def run_lengths(source: Tensor) -> np.ndarray: # (n,) mean run length of each sample, in tokens
     "Mean length of runs of one source along the raster scan."

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 from ..arvm import EmpiricalARVM, Samples
 from ..bank import Bank
-from ..copying import coherence, copy_evidence, excess_rate, run_lengths, sources_per_image
+from ..copying import coherence, copy_evidence, excess_rate, main_share, run_lengths, sources_per_image
 from ..experiment import Claim, Lab, TokenSet, as_json, chosen, judged, over_seeds, tokens_of
 from ..likelihood import best_radius, crossing, likelihoods, prefix_extraction
 from ..quality import classifier_features, fid, kid
@@ -69,8 +69,7 @@ def copying(s: Samples, c: Case, bits: int, eps: float) -> dict:
 
 def provenance(source: Tensor) -> dict: # (n, h, w)
     "Where tokens come from; means over samples."
-    main = [np.unique(s, return_counts=True)[1].max()/s.size for s in source.cpu().numpy()]
-    return dict(sources=sources_per_image(source).mean(), run_length=run_lengths(source).mean(), main_share=np.mean(main))
+    return dict(sources=sources_per_image(source).mean(), run_length=run_lengths(source).mean(), main_share=main_share(source).mean())
 
 # %% ../../nbs/experiments/33_observation_range.ipynb #scores
 def scores(model: EmpiricalARVM, c: Case, t: TokenSet, gamma: int | str, cfg: Config) -> tuple[dict, list]: # …; bits per token of each held-out image

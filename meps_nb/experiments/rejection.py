@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from ..arvm import EmpiricalARVM
 from ..bank import Bank
-from ..copying import Interval, copy_evidence
+from ..copying import Interval, copy_evidence, main_share
 from ..experiment import Claim, Lab, TokenSet, as_json, chosen, judged, over_seeds, tokens_of
 from ..neighbours import neighbours
 from ..quality import classifier_features, fid, kid
@@ -82,8 +82,8 @@ class Looked(NamedTuple):
     main: np.ndarray # (n,) share of tokens from the main source; NaN where tokens have no source
 
 def looked(images: Tensor, tokens: Tensor, source: Tensor | None, c: Case, t: TokenSet) -> Looked:
-    main = [np.nan]*len(tokens) if source is None else [np.unique(s, return_counts=True)[1].max()/s.size for s in source.cpu().numpy()]
-    return Looked(nearest_psnr(images, c.images), copy_evidence(tokens, c.tokens, t.bits, t.eps).is_copy.cpu().numpy(), np.array(main))
+    main = np.full(len(tokens), np.nan) if source is None else main_share(source)
+    return Looked(nearest_psnr(images, c.images), copy_evidence(tokens, c.tokens, t.bits, t.eps).is_copy.cpu().numpy(), main)
 
 def filtered(x: Looked, threshold: float) -> dict:
     "Share accepted, of all, of copies and of the others; what is left among the accepted; `None` for shares of nothing."

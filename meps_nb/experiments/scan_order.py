@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from ..arvm import EmpiricalARVM
 from ..bank import Bank
-from ..copying import coherence, copy_evidence, excess_rate, sources_per_image
+from ..copying import coherence, copy_evidence, excess_rate, main_share, sources_per_image
 from ..experiment import Claim, Lab, TokenSet, chosen, judged, over_seeds, tokens_of
 from ..references import through_flips
 from ..settings import GLOBAL, load_preset
 
 # %% auto #0
-__all__ = ['ORDERS', 'SMOKE', 'switches', 'share_of_main', 'main_source', 'is_split', 'Config', 'seams', 'one', 'run', 'values',
-           'words', 'claims']
+__all__ = ['ORDERS', 'SMOKE', 'switches', 'main_source', 'is_split', 'Config', 'seams', 'one', 'run', 'values', 'words', 'claims']
 
 # %% ../../nbs/experiments/35_scan_order.ipynb #switches
 def switches(source: Tensor, # (n, h, w) training image of every token
@@ -34,8 +33,6 @@ def switches(source: Tensor, # (n, h, w) training image of every token
     return a != b, np.any([x[a, i + di, j + dj] != x[b, i + di, j + dj] for di, dj in near], 0)
 
 # %% ../../nbs/experiments/35_scan_order.ipynb #halves
-def share_of_main(source: np.ndarray) -> float: return np.unique(source, return_counts=True)[1].max()/source.size
-
 def main_source(source: np.ndarray) -> int:
     "The training image to which most tokens belong."
     names, counts = np.unique(source, return_counts=True)
@@ -97,7 +94,7 @@ def one(t: TokenSet, seen: Tensor, pictures: Tensor, # held-out tokens with flip
     as_text = lambda x: x[:cfg.shown].astype(np.uint8).tobytes().hex()
     shown = dict(images=as_text(images[:, 0].numpy()), source=as_text(source % 251)) if keep and seed == cfg.seeds[0] else None
     return dict(row=dict(order=order, gamma=gamma, seed=seed, copies=excess_rate(*copies).mean, coherence=coherence(images, pictures).mean,
-                         sources=sources_per_image(drawn.source).mean(), main_share=np.mean([share_of_main(s) for s in source]), **found),
+                         sources=sources_per_image(drawn.source).mean(), main_share=main_share(drawn.source).mean(), **found),
                 map=where.round(3) if keep else None, shown=shown)
 
 # %% ../../nbs/experiments/35_scan_order.ipynb #run
