@@ -14,7 +14,7 @@ from torch import Tensor
 from ..arvm import EmpiricalARVM
 from ..bank import Bank
 from ..copying import copy_evidence
-from ..experiment import Claim, Lab, TokenSet, chosen, judged, over_seeds, tokens_of
+from ..experiment import Claim, Lab, TokenSet, as_json, chosen, judged, over_seeds, tokens_of
 from ..likelihood import crossing, prefix_extraction
 from ..neural_arvm import NeuralARVM, divergence
 from ..references import through_flips
