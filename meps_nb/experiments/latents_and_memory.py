@@ -6,12 +6,13 @@
 from __future__ import annotations
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.nn.functional import one_hot
 from ..arvm import EmpiricalARVM
 from ..bank import Bank
 from ..copying import copy_evidence
@@ -48,7 +49,7 @@ class Config:
     "Everything that the result depends on."
     preset: str = 'fashion'
     n_train: int = 5000                  # images, of the autoencoder and of the bank
-    steps: int = 400                     # of an autoencoder
+    steps: int = 400                     # of every autoencoder
     bits: tuple = (1, 2, 4, 8)           # K
     usual: int = 4                       # K where something else is varied
     sigmas: tuple = (.3474, .5, .6)      # the first where something else is varied
@@ -64,13 +65,12 @@ class Config:
     code_bits: int = 8                   # K: bits, or half as many channels of four levels
     normals: int = 4                     # Gaussian latents per token
     few: int = 500                       # training images in the bank
-    few_steps: int = 600
     few_gammas: tuple = (0, 1, 2, 3, 4, 5, GLOBAL)
     watched: int = 150                   # training images whose kernels' overlaps are computed
     draws: int = 64                      # from each of these
     seeds: tuple = (0, 1, 2)             # training images, autoencoder and samples
 
-SMOKE = Config('smoke', 60, 20, (1, 2), 2, (.3474, .5), (1, 2), (1, 3, GLOBAL), 8, 20, 4, (0, 1), (.02, .1), patch=2, code_bits=4, normals=2, few=20, few_steps=20,
+SMOKE = Config('smoke', 60, 20, (1, 2), 2, (.3474, .5), (1, 2), (1, 3, GLOBAL), 8, 20, 4, (0, 1), (.02, .1), patch=2, code_bits=4, normals=2, few=20,
                few_gammas=(0, GLOBAL), watched=4, draws=8, seeds=(0, 1))
 
 def lines(cfg: Config) -> dict[str, list[Setting]]:
@@ -106,7 +106,7 @@ def radius_row(cfg: Config, x: Setting, seed: int, lab: Lab) -> dict:
     model, compare = EmpiricalARVM(Bank(t.train, x.bits), eps), lambda tokens: copy_evidence(tokens, t.train, x.bits, eps)
     copies = {g: compare(model.sample(cfg.samples, g, seed).tokens).is_copy.cpu().numpy() for g in usable_gammas(cfg.gammas, h, w, lambda *_: None)}
     chance = compare(through_flips(held_out, x.bits, eps, seed)).is_copy.cpu().numpy()
-    return dict(setting=x, seed=seed, eps=eps, psnr=psnr(t.decode(t.held_out[:cfg.compared]), torch.from_numpy(t.data.held_out_images[:cfg.compared])),
+    return dict(setting=x, seed=seed, eps=eps, psnr=psnr(t.decode(held_out), chosen(torch.from_numpy(t.data.held_out_images), cfg.compared, seed)),
                 **information(cfg, model, held_out[:cfg.scored], seed), distance=compare(held_out).distance.mean, chance=chance.mean(),
                 radius=copying_radius(copies, chance, h, w).value, predicted=critical_radius(t.train.cpu(), x.bits, eps, seed=seed),
                 copies=[[g, c.mean()] for g, c in copies.items()])
@@ -128,7 +128,8 @@ class Levels:
 
     def apart(self, z: Tensor, t: int) -> Tensor: # (m, C) → (m, N)
         "Distance of cells to those of all images."
-        return (z[:, None] != self.clean[:, :, t]).sum(2).double()
+        each = lambda x: one_hot(x, self.levels).flatten(1).double()
+        return z.shape[1] - each(z)@each(self.clean[:, :, t]).T
 
     def log(self, z: Tensor, t: int) -> Tensor: # (m, N)
         "ln of the kernel."
@@ -144,15 +145,16 @@ class Normals:
         return self.clean[n, :, t] + self.std[n, :, t]*torch.randn(len(n), self.clean.shape[1], dtype=torch.float64, generator=rng)
 
     def apart(self, z: Tensor, t: int) -> Tensor:
-        return (((z[:, None] - self.clean[:, :, t])/self.std[:, :, t])**2).sum(2)
+        mean, precision = self.clean[:, :, t], self.std[:, :, t]**-2
+        return z**2@precision.T - 2*z@(mean*precision).T + (mean**2*precision).sum(1)
 
     def log(self, z: Tensor, t: int) -> Tensor:
         return -self.apart(z, t)/2 - (self.std[:, :, t].log() + math.log(2*math.pi)/2).sum(1)
 
 # %% ../../nbs/experiments/39_latents_and_memory.ipynb #walk
-def over_cells(f: Callable, z: Tensor) -> Tensor: # (m, C, cells) → (m, N, cells)
+def over_cells(f: Callable, z: Tensor) -> Tensor: # (m, C, cells) → (cells, m, N)
     "A kernel's `log` or `apart`, cell by cell."
-    return torch.stack([f(z[..., t], t) for t in range(z.shape[2])], 2)
+    return torch.stack([f(z[..., t], t) for t in range(z.shape[2])])
 
 def copied(kernel, n: Tensor, rng: torch.Generator) -> Tensor: # (m, C, cells)
     "Noisy copies of whole images."
@@ -161,31 +163,31 @@ def copied(kernel, n: Tensor, rng: torch.Generator) -> Tensor: # (m, C, cells)
 def walk(kernel, grid: tuple, gamma: int | str, n: int, rng: torch.Generator) -> Tensor: # (n, C, cells)
     "Samples of the empirical γ-ARVM with any kernel."
     N, C, cells = kernel.clean.shape
-    z, log_k = torch.empty(n, C, cells, dtype=kernel.clean.dtype), torch.zeros(n, N, cells, dtype=torch.float64)
+    z, log_k = torch.empty(n, C, cells, dtype=kernel.clean.dtype), torch.zeros(cells, n, N, dtype=torch.float64)
     for t, window in past_windows(*grid, gamma):
-        weights = log_k[..., torch.from_numpy(window)].sum(2).softmax(1)
+        weights = log_k[torch.from_numpy(window)].sum(0).softmax(1)
         z[..., t] = kernel.noisy(torch.multinomial(weights, 1, generator=rng)[:, 0], t, rng)
-        log_k[..., t] = kernel.log(z[..., t], t)
+        log_k[t] = kernel.log(z[..., t], t)
     return z
 
-def code_lengths(log_k: Tensor, grid: tuple, gamma: int | str) -> Tensor: # (m, N, cells) → (m,) bits
+def code_lengths(log_k: Tensor, grid: tuple, gamma: int | str) -> Tensor: # (cells, m, N) → (m,) bits
     "−log₂ of the product of the conditionals of all tokens."
-    total = torch.zeros(len(log_k), dtype=torch.float64)
+    total = torch.zeros(log_k.shape[1], dtype=torch.float64)
     for t, window in past_windows(*grid, gamma):
-        log_w = log_k[..., torch.from_numpy(window)].sum(2)
-        total += torch.logsumexp(log_w, 1) - torch.logsumexp(log_w + log_k[..., t], 1)
+        log_w = log_k[torch.from_numpy(window)].sum(0)
+        total += torch.logsumexp(log_w, 1) - torch.logsumexp(log_w + log_k[t], 1)
     return total/math.log(2)
 
-def mixture_lengths(log_k: Tensor) -> Tensor: # (m,) bits
+def mixture_lengths(log_k: Tensor) -> Tensor: # (cells, m, N) → (m,) bits
     "−log₂ of the uniform mixture of noisy training images (5.3)."
-    return (math.log(log_k.shape[1]) - torch.logsumexp(log_k.sum(2), 1))/math.log(2)
+    return (math.log(log_k.shape[2]) - torch.logsumexp(log_k.sum(0), 1))/math.log(2)
 
 # %% ../../nbs/experiments/39_latents_and_memory.ipynb #exclusive
 def exclusivity(kernel, watched: int, draws: int, rng: torch.Generator) -> tuple[np.ndarray, np.ndarray]: # (watched,) each
     "Overlap of training images' kernels with the one that they overlap most, and the doubt about the source of their copies."
     overlap, doubt = [], []
     for n in range(min(watched, len(kernel.clean))):
-        log_p = over_cells(kernel.log, copied(kernel, torch.full((draws,), n), rng)).sum(2)
+        log_p = over_cells(kernel.log, copied(kernel, torch.full((draws,), n), rng)).sum(0)
         shared = (log_p - log_p[:, [n]]).clamp(max=0).exp().mean(0); shared[n] = 0
         overlap.append(shared.max().item()); doubt.append(1 - log_p.softmax(1)[:, n].mean().item())
     return np.array(overlap), np.array(doubt)
@@ -208,7 +210,7 @@ def from_digits(z: Tensor, levels: int, grid: tuple) -> Tensor: # (m, C, h·w) �
 def discrete_latents(cfg: Config, kind: str, sigma: float, seed: int, lab: Lab) -> Latents:
     "BL-AE's bits, or FSQ's levels."
     levels = dict(bits=2, levels=4)[kind]
-    x = replace(of_code(cfg, Setting(cfg.code_bits, cfg.patch, sigma, sigma), seed), steps=cfg.few_steps, binarizer=dict(bits='ste', levels='fsq')[kind])
+    x = replace(of_code(cfg, Setting(cfg.code_bits, cfg.patch, sigma, sigma), seed), binarizer=dict(bits='ste', levels='fsq')[kind])
     t = tokens_of(x, lab)
     kernel = lambda tokens: Levels(digits(tokens, levels, round(cfg.code_bits/math.log2(levels))), levels, t.eps)
     train, held_out = chosen(t.train, cfg.few, seed), chosen(t.held_out, cfg.few, seed)
@@ -223,7 +225,7 @@ def normal_latents(cfg: Config, beta: float, seed: int) -> Latents:
         torch.manual_seed(seed)
         model = VAE(data.shape, cfg.normals, cfg.patch, s.width, s.blocks, beta=beta)
     images, held_out = torch.from_numpy(data.train_images), chosen(torch.from_numpy(data.held_out_images), cfg.few, seed)
-    fit(model, images, cfg.few_steps, s.batch_size, s.lr, seed)
+    fit(model, images, cfg.steps, s.batch_size, s.lr, seed)
     with torch.no_grad(): mean, std = model.cpu().posterior(to_unit(torch.cat([chosen(images, cfg.few, seed), held_out])))
     grid, parts = tuple(mean.shape[2:]), [x.flatten(2).double().split(min(cfg.few, len(images))) for x in (mean, std)]
     def show(z):
@@ -234,8 +236,8 @@ def normal_latents(cfg: Config, beta: float, seed: int) -> Latents:
 def at_global_range(l: Latents, n: int, rng: torch.Generator) -> dict:
     "Is a sample a uniformly drawn training image plus the kernel's noise?"
     z = walk(l.train, l.grid, GLOBAL, n, rng)
-    apart, m = over_cells(l.train.apart, z).sum(2), torch.arange(n)
-    source = torch.multinomial(over_cells(l.train.log, z).sum(2).softmax(1), 1, generator=rng)[:, 0]
+    apart, m = over_cells(l.train.apart, z).sum(0), torch.arange(n)
+    source = torch.multinomial(over_cells(l.train.log, z).sum(0).softmax(1), 1, generator=rng)[:, 0]
     own, other = apart[m, source], apart.clone().index_put((m, source), torch.tensor(math.inf, dtype=torch.float64)).argmin(1)
     shown = l.show(z)
     log_k = over_cells(l.train.log, torch.cat([z[:20], copied(l.held_out, m[:20] % len(l.held_out.clean), rng)]))
@@ -246,7 +248,7 @@ def at_global_range(l: Latents, n: int, rng: torch.Generator) -> dict:
 def memory_row(cfg: Config, kind: str, value: float, seed: int, lab: Lab) -> dict:
     "What was found of one kind of latents with one seed."
     l, rng = normal_latents(cfg, value, seed) if kind == 'normal' else discrete_latents(cfg, kind, value, seed, lab), torch.Generator().manual_seed(seed)
-    is_copy = lambda z: (over_cells(l.train.apart, z).sum(2).min(1).values <= l.train.law.ppf(.999)).numpy()
+    is_copy = lambda z: (over_cells(l.train.apart, z).sum(0).min(1).values <= l.train.law.ppf(.999)).numpy()
     copies = {g: is_copy(walk(l.train, l.grid, g, cfg.samples, rng)) for g in usable_gammas(cfg.few_gammas, *l.grid, lambda *_: None)}
     chance = is_copy(copied(l.held_out, torch.arange(len(l.held_out.clean)), rng))
     overlap, doubt = exclusivity(l.train, cfg.watched, cfg.draws, rng)
@@ -257,8 +259,9 @@ def memory_row(cfg: Config, kind: str, value: float, seed: int, lab: Lab) -> dic
 # %% ../../nbs/experiments/39_latents_and_memory.ipynb #run
 def run(cfg: Config, lab: Lab) -> dict:
     "All rows, as plain numbers."
-    for_codes = (cfg.preset, cfg.n_train, cfg.steps, cfg.gammas, cfg.samples, cfg.compared, cfg.scored, cfg.scored_gammas, cfg.eps_grid)
-    for_kinds = (cfg.preset, cfg.n_train, cfg.patch, cfg.code_bits, cfg.normals, cfg.few, cfg.few_steps, cfg.few_gammas, cfg.samples, cfg.watched, cfg.draws)
+    preset = asdict(load_preset(cfg.preset))
+    for_codes = (preset, cfg.n_train, cfg.steps, cfg.gammas, cfg.samples, cfg.compared, cfg.scored, cfg.scored_gammas, cfg.eps_grid)
+    for_kinds = (preset, cfg.n_train, cfg.patch, cfg.code_bits, cfg.normals, cfg.few, cfg.steps, cfg.few_gammas, cfg.samples, cfg.watched, cfg.draws)
     codes, kinds = [], []
     for x in settings(cfg):
         for seed in cfg.seeds:
