@@ -23,7 +23,7 @@ from ..references import through_flips
 from ..scalar_code import psnr, to_bytes, to_unit
 from ..settings import GLOBAL, Settings, load_preset
 from ..study import usable_gammas
-from ..theory.binary_latents import flip_probability
+from ..theory.binary_latents import flip_probability, hard_overlap
 from ..theory.exclusivity import binary_entropy
 from ..theory.memorization import critical_radius
 from ..tokens import past_windows
@@ -31,10 +31,11 @@ from ..train import fit
 from ..vae import VAE
 
 # %% auto #0
-__all__ = ['SMOKE', 'Setting', 'Config', 'lines', 'settings', 'shortest', 'information', 'of_code', 'radius_row', 'Levels',
-           'Normals', 'over_cells', 'copied', 'walk', 'code_lengths', 'mixture_lengths', 'exclusivity', 'Latents',
-           'digits', 'from_digits', 'discrete_latents', 'normal_latents', 'at_global_range', 'memory_row', 'run', 'of',
-           'of_kind', 'falls', 'pure', 'span', 'radius_claims', 'memory_claims', 'claims']
+__all__ = ['SMOKE', 'Setting', 'Config', 'lines', 'settings', 'shortest', 'information', 'of_code', 'radius_row', 'undecided_row',
+           'Levels', 'Normals', 'over_cells', 'copied', 'walk', 'code_lengths', 'mixture_lengths', 'exclusivity',
+           'Latents', 'digits', 'from_digits', 'discrete_latents', 'normal_latents', 'bits_row', 'at_global_range',
+           'memory_row', 'run', 'of', 'of_kind', 'overlaps', 'falls', 'pure', 'span', 'radius_claims', 'memory_claims',
+           'claims']
 
 # %% ../../nbs/experiments/39_latents_and_memory.ipynb #config
 class Setting(NamedTuple):
@@ -60,6 +61,7 @@ class Config:
     scored: int = 64                     # held-out images scored
     scored_gammas: tuple = (0, 1, 2, 3, 4, 5)
     eps_grid: tuple = (.005, .02, .05, .1, .2) # of the kernel that scores; the best on the images scored
+    looked: int = 5                      # γ at which the places are looked at where the source is undecided
     latents: tuple = (('bits', .3474), ('bits', 1.), ('levels', .3474), ('normal', .03), ('normal', .3), ('normal', 3.)) # kind, and its σ or β
     patch: int = 4                       # pixels per side of a token's patch for these
     code_bits: int = 8                   # K: bits, or half as many channels of four levels
@@ -70,7 +72,7 @@ class Config:
     draws: int = 64                      # from each of these
     seeds: tuple = (0, 1, 2)             # training images, autoencoder and samples
 
-SMOKE = Config('smoke', 60, 20, (1, 2), 2, (.3474, .5), (1, 2), (1, 3, GLOBAL), 8, 20, 4, (0, 1), (.02, .1), patch=2, code_bits=4, normals=2, few=20,
+SMOKE = Config('smoke', 60, 20, (1, 2), 2, (.3474, .5), (1, 2), (1, 3, GLOBAL), 8, 20, 4, (0, 1), (.02, .1), 1, patch=2, code_bits=4, normals=2, few=20,
                few_gammas=(0, GLOBAL), watched=4, draws=8, seeds=(0, 1))
 
 def lines(cfg: Config) -> dict[str, list[Setting]]:
@@ -110,6 +112,16 @@ def radius_row(cfg: Config, x: Setting, seed: int, lab: Lab) -> dict:
                 **information(cfg, model, held_out[:cfg.scored], seed), distance=compare(held_out).distance.mean, chance=chance.mean(),
                 radius=copying_radius(copies, chance, h, w).value, predicted=critical_radius(t.train.cpu(), x.bits, eps, seed=seed),
                 copies=[[g, c.mean()] for g, c in copies.items()])
+
+# %% ../../nbs/experiments/39_latents_and_memory.ipynb #undecided
+def undecided_row(cfg: Config, x: Setting, seed: int, lab: Lab) -> dict:
+    "Shares of samples' tokens with an undecided source."
+    t = tokens_of(of_code(cfg, x, seed), lab)
+    model = EmpiricalARVM(Bank(t.train, x.bits), flip_probability(x.noise).item())
+    undecided = model.score(model.sample(cfg.scored, cfg.looked, seed).tokens, cfg.looked).n_eff.cpu() > 2
+    h, w = undecided.shape[1:]
+    middle = torch.zeros(h, w, dtype=torch.bool); middle[h//4:h - h//4, w//4:w - w//4] = True
+    return dict(setting=x, seed=seed, middle=undecided[:, middle].double().mean(), around=undecided[:, ~middle].double().mean())
 
 # %% ../../nbs/experiments/39_latents_and_memory.ipynb #kernels
 class Levels:
@@ -232,6 +244,13 @@ def normal_latents(cfg: Config, beta: float, seed: int) -> Latents:
         with torch.no_grad(): return to_bytes(model.render(z.float().unflatten(2, grid)))
     return Latents(Normals(parts[0][0], parts[1][0]), Normals(parts[0][1], parts[1][1]), grid, show, held_out)
 
+# %% ../../nbs/experiments/39_latents_and_memory.ipynb #bits
+def bits_row(cfg: Config, sigma: float, seed: int, lab: Lab) -> dict:
+    "Exact overlap of bits with the nearest other training image, and its distance."
+    bits = discrete_latents(cfg, 'bits', sigma, seed, lab).train
+    apart = over_cells(bits.apart, bits.clean).sum(0).fill_diagonal_(math.inf).min(1).values
+    return dict(kind='bits', value=sigma, seed=seed, overlap=hard_overlap(apart, bits.change).mean(), nearest=apart.mean()/bits.clean[0].numel())
+
 # %% ../../nbs/experiments/39_latents_and_memory.ipynb #memory
 def at_global_range(l: Latents, n: int, rng: torch.Generator) -> dict:
     "Is a sample a uniformly drawn training image plus the kernel's noise?"
@@ -271,7 +290,9 @@ def run(cfg: Config, lab: Lab) -> dict:
         for seed in cfg.seeds:
             r = lab.piece(f'{kind} {value}, seed {seed}', lambda: memory_row(cfg, kind, value, seed, lab), for_kinds, kind, value, seed); kinds.append(r)
             lab.say(f"{kind}, {value}, seed {seed}: γ* = {r['radius']}, overlap {r['overlap']:.2g}, {100*r['copies']:.1f} % copies at global range, by chance {100*r['chance']:.1f} %, {r['psnr']:.1f} dB")
-    return dict(codes=codes, kinds=kinds)
+    undecided = [lab.piece(f'undecided in {x}, seed {seed}', lambda: undecided_row(cfg, x, seed, lab), for_codes, cfg.looked, x, seed) for x in lines(cfg)['K'] for seed in cfg.seeds]
+    exact = [lab.piece(f'overlap of bits {value}, seed {seed}', lambda: bits_row(cfg, value, seed, lab), for_kinds, value, seed) for kind, value in cfg.latents if kind == 'bits' for seed in cfg.seeds]
+    return dict(codes=codes, undecided=undecided, kinds=kinds, bits=exact)
 
 # %% ../../nbs/experiments/39_latents_and_memory.ipynb #claims
 def of(record: dict, name: str, x: Setting) -> np.ndarray: # (seeds,); NaN where it is not reached
@@ -282,6 +303,11 @@ def of(record: dict, name: str, x: Setting) -> np.ndarray: # (seeds,); NaN where
 
 def of_kind(record: dict, name: str, kind: str, value: float) -> np.ndarray: # (seeds, …)
     return np.array([r[name] for r in record['kinds'] if (r['kind'], r['value']) == (kind, value)], float)
+
+def overlaps(record: dict, kind: str, value: float) -> np.ndarray: # (seeds,)
+    "Overlap with the nearest other: exact for bits; by sampling, and no smaller than it can see, for others."
+    if kind == 'bits': return np.array([r['overlap'] for r in record['bits'] if r['value'] == value])
+    return of_kind(record, 'overlap', kind, value).clip(3/(record['cfg']['watched']*record['cfg']['draws']))
 
 def falls(curve: list[np.ndarray]) -> tuple[bool, bool]: # at every step; from the first to the last, with an interval above zero
     means = [c.mean() for c in curve]
@@ -313,7 +339,7 @@ def memory_claims(record: dict) -> list[Claim]:
     tests = {x: pure(record, *x) for x in every}
     passed = {x: t['difference'] < 1e-6 and t['uniform'] > .001 and t['errors'] < 3.3 and t['copies'] >= .99 for x, t in tests.items()}
     worst = {k: f([t[k] for t in tests.values()]) for k, f in dict(difference=max, uniform=min, errors=max, copies=min).items()}
-    overlap = {x: of_kind(record, 'overlap', *x).mean() for x in every}
+    overlap = {x: overlaps(record, *x).mean() for x in every}
     bits, vae = overlap[every[0]], [overlap[x] for x in every if x[0] == 'normal']
     return [judged('at global range latents of any kind give a pure memorizer', all(passed.values()),
                    f"{sum(passed.values())} of {len(every)} kinds pass; at worst {worst['difference']:.0e} bits from the mixture, p = {worst['uniform']:.2g} for uniform sources, "
