@@ -325,6 +325,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'meps_nb/experiments/latents_and_memory.py'),
                                                         'meps_nb.experiments.latents_and_memory.information': ( 'experiments/latents_and_memory.html#information',
                                                                                                                 'meps_nb/experiments/latents_and_memory.py'),
+                                                        'meps_nb.experiments.latents_and_memory.least_overlap': ( 'experiments/latents_and_memory.html#least_overlap',
+                                                                                                                  'meps_nb/experiments/latents_and_memory.py'),
                                                         'meps_nb.experiments.latents_and_memory.lines': ( 'experiments/latents_and_memory.html#lines',
                                                                                                           'meps_nb/experiments/latents_and_memory.py'),
                                                         'meps_nb.experiments.latents_and_memory.memory_claims': ( 'experiments/latents_and_memory.html#memory_claims',

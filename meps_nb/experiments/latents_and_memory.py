@@ -34,8 +34,8 @@ from ..vae import VAE
 __all__ = ['SMOKE', 'Setting', 'Config', 'lines', 'settings', 'shortest', 'information', 'of_code', 'radius_row', 'undecided_row',
            'Levels', 'Normals', 'over_cells', 'copied', 'walk', 'code_lengths', 'mixture_lengths', 'exclusivity',
            'Latents', 'digits', 'from_digits', 'discrete_latents', 'normal_latents', 'bits_row', 'at_global_range',
-           'memory_row', 'run', 'of', 'of_kind', 'overlaps', 'falls', 'pure', 'span', 'radius_claims', 'memory_claims',
-           'claims']
+           'memory_row', 'run', 'of', 'of_kind', 'overlaps', 'least_overlap', 'falls', 'pure', 'span', 'radius_claims',
+           'memory_claims', 'claims']
 
 # %% ../../nbs/experiments/39_latents_and_memory.ipynb #config
 class Setting(NamedTuple):
@@ -296,10 +296,11 @@ def run(cfg: Config, lab: Lab) -> dict:
 
 # %% ../../nbs/experiments/39_latents_and_memory.ipynb #claims
 def of(record: dict, name: str, x: Setting) -> np.ndarray: # (seeds,); NaN where it is not reached
-    "One figure of a setting, seed by seed; `tokens` is γ* and `budget` γ*(γ* + 1)·h."
-    rows = [r for r in record['codes'] if tuple(r['setting']) == tuple(x)]
-    if name == 'budget': g = of(record, 'radius', x); return g*(g + 1)*of(record, 'information', x)
-    return np.array([math.nan if r[name] is None else r[name] for r in rows], float)
+    "One figure of a setting, seed by seed; also γ* in `pixels`, the code length `per_pixel`, and the `budget` γ*(γ* + 1)·h."
+    if name == 'pixels': return of(record, 'radius', x)*x.down
+    if name == 'per_pixel': return of(record, 'code_length', x)/x.down**2
+    if name == 'budget': return (g := of(record, 'radius', x))*(g + 1)*of(record, 'information', x)
+    return np.array([math.nan if r[name] is None else r[name] for r in record['codes'] if tuple(r['setting']) == tuple(x)], float)
 
 def of_kind(record: dict, name: str, kind: str, value: float) -> np.ndarray: # (seeds, …)
     return np.array([r[name] for r in record['kinds'] if (r['kind'], r['value']) == (kind, value)], float)
@@ -307,7 +308,9 @@ def of_kind(record: dict, name: str, kind: str, value: float) -> np.ndarray: # (
 def overlaps(record: dict, kind: str, value: float) -> np.ndarray: # (seeds,)
     "Overlap with the nearest other: exact for bits; by sampling, and no smaller than it can see, for others."
     if kind == 'bits': return np.array([r['overlap'] for r in record['bits'] if r['value'] == value])
-    return of_kind(record, 'overlap', kind, value).clip(3/(record['cfg']['watched']*record['cfg']['draws']))
+    return of_kind(record, 'overlap', kind, value).clip(least_overlap(record))
+
+def least_overlap(record: dict) -> float: return 3/(record['cfg']['watched']*record['cfg']['draws']) # that sampling can see
 
 def falls(curve: list[np.ndarray]) -> tuple[bool, bool]: # at every step; from the first to the last, with an interval above zero
     means = [c.mean() for c in curve]
@@ -344,7 +347,7 @@ def memory_claims(record: dict) -> list[Claim]:
     return [judged('at global range latents of any kind give a pure memorizer', all(passed.values()),
                    f"{sum(passed.values())} of {len(every)} kinds pass; at worst {worst['difference']:.0e} bits from the mixture, p = {worst['uniform']:.2g} for uniform sources, "
                    f"{worst['errors']:.1f} standard errors from the kernel's distance, {100*worst['copies']:.1f} % copies", any(passed.values())),
-            judged('only with binary latents are copies exclusive', bits < .01 and bits < min(vae), f"overlap with the nearest other: bits {bits:.2g}; VAE {span(vae, '.2g')} for β = {span([b for k, b in every if k == 'normal'])}",
-                   bits < .01 and bits < vae[-1])]
+            judged('only with binary latents are copies exclusive', bits < .01 < min(vae), f"overlap with the nearest other: bits {bits:.1g}; VAE {', '.join(('< ' if v <= least_overlap(record) else '') + f'{v:.1g}' for v in vae)} for β = {span([b for k, b in every if k == 'normal'])}",
+                   bits < .01 < vae[-1])]
 
 def claims(record: dict) -> list[Claim]: return radius_claims(record) + memory_claims(record)
