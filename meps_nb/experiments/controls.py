@@ -219,9 +219,9 @@ def claims_on_banks(record: dict) -> list[Claim]:
     real = {r: costs(record['beyond'], r) for r in cfg['reaches']}
     local = [r for r, c in real.items() if c.mean <= .02]
     each = lambda c: ', '.join(f'{x.mean:.3f} at r = {r}' for r, x in c.items())
-    return [judged('A shuffled bank is never copied.', max(s[2] for s in shuffled) < .05 and whole[1] > .95, f'at most {max(s[2] for s in shuffled):.3f} copies, of the whole bank at global range at least {whole[1]:.3f}'),
-            judged('Shuffling beyond a radius finds a planted radius.', all(found.values()), '; '.join(f"radius {p}: it costs {each({r: cost(r, p) for r in range(gamma)})}" for p in found), any(found.values())),
-            judged('On tokens of real images dependence is local.', any(r <= 3 for r in local), f'bits per token that shuffling costs: {each(real)}', bool(local))]
+    return [judged('A shuffled bank is never copied', max(s[2] for s in shuffled) < .05 and whole[1] > .95, f'at most {max(s[2] for s in shuffled):.3f} copies, of the whole bank at global range at least {whole[1]:.3f}'),
+            judged('Shuffling beyond a radius finds a planted radius', all(found.values()), '; '.join(f"radius {p}: it costs {each({r: cost(r, p) for r in range(gamma)})}" for p in found), any(found.values())),
+            judged('By the same test, dependence among tokens of real images is local', any(r <= 3 for r in local), f'bits per token that shuffling costs: {each(real)}', bool(local))]
 
 def claims(record: dict) -> list[Claim]:
     "Verdicts by the rules at the top."
@@ -237,8 +237,8 @@ def claims(record: dict) -> list[Claim]:
     alike, better = gap[1] <= 0 <= gap[2], gains[0] >= gains[1]/2 > 0
     wrong = disorder(record)
     return claims_on_banks(record) + [
-        judged('A bank shared over positions copies later.', shared[1] > 0, f'γ* {shared[0]:+.2f} tokens [{shared[1]:.2f}, {shared[2]:.2f}]' if math.isfinite(shared[0]) else 'the shared bank never reaches γ*'),
-        judged('Repeated images are copied as often as they stand in the bank, and leave-one-out does not see them.', bool(often and unseen),
+        judged('A bank shared over positions copies later', shared[1] > 0, f'γ* {shared[0]:+.2f} tokens [{shared[1]:.2f}, {shared[2]:.2f}]' if math.isfinite(shared[0]) else 'the shared bank never reaches γ*'),
+        judged('Repeated images are copied as often as they stand in the bank, and leave-one-out does not see them', bool(often and unseen),
                f'{share.mean:.3f} [{share.low:.3f}, {share.high:.3f}] of the samples, {expected:.3f} of the bank; they owe themselves {owed:.3f} bits, expected {truth:.3f}', bool(often or unseen)),
-        judged('Mirrored images act like as many new ones.', bool(alike and better), f'γ* {gap[0]:+.2f} tokens [{gap[1]:.2f}, {gap[2]:.2f}] beside new ones; held-out NLL falls by {gains[0]:.3f} bits per token, with new ones by {gains[1]:.3f}', bool(alike or better)),
-        judged('Every measure puts the reference generators in the right order.', not wrong, f'{len(wrong)} pairs in the wrong order' + ''.join(f'; {w}' for w in wrong[:4]))]
+        judged('Mirrored images act like as many new ones', bool(alike and better), f'γ* {gap[0]:+.2f} tokens [{gap[1]:.2f}, {gap[2]:.2f}] beside new ones; held-out NLL falls by {gains[0]:.3f} bits per token, with new ones by {gains[1]:.3f}', bool(alike or better)),
+        judged('Every measure puts the reference generators in the right order', not wrong, f'{len(wrong)} pairs in the wrong order' + ''.join(f'; {w}' for w in wrong[:4]))]

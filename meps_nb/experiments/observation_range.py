@@ -151,14 +151,14 @@ def rises(record: dict) -> Claim:
     right = [all(found[mode, key][0] >= least and found[mode, key][1] <= .02 for key, least in (('copies', .5), ('gap', .1))) for mode in MODES]
     words = lambda copies, gap: f'copies rise by {percent(copies[0])} and the gap by {gap[0]:.2f} bits per token, and fall by at most {copies[1]:.3f} and {gap[1]:.3f}'
     text = [f"with {MODES[mode]} {words(found[mode, 'copies'], found[mode, 'gap'])}" for mode in MODES]
-    return judged('Memorization rises with the observation range.', all(right), '; '.join(text), any(right))
+    return judged('Memorization rises with the observation range γ', all(right), '; '.join(text), any(right))
 
 def pure(record: dict) -> Claim:
     "Claim 2."
     ends = lambda g: [r for r in record['rows'] if r['gamma'] == g]
     p = [stats.binomtest(r['from_last'], r['bits_drawn'], r['eps']).pvalue for r in ends(GLOBAL)]
     copies, apart, chance = min(r['copies'] for r in ends(GLOBAL)), min(1., min(p)*len(p)), max(r['copies'] for r in ends(0))
-    return judged('The global limit is a pure memorizer.', copies >= .99 and apart > .05 and chance <= .01,
+    return judged('The global limit is a pure memorizer', copies >= .99 and apart > .05 and chance <= .01,
                   f'at global range at least {percent(copies)} of samples are copies, as far from their source as flips make them '
                   f'(least p-value, corrected: {apart:.2g}); at γ = 0 at most {percent(chance)} beyond chance',
                   copies >= .99 and chance <= .01)
@@ -170,7 +170,7 @@ def rewarded(record: dict) -> Claim:
     new = min([fids[g] for g in fids if copies[g] < .05], default=math.inf)
     tests = copies[least] >= .5, end <= 1.1*honest, end <= new/2
     text = f"FID {end:.2f} at global range, {honest:.2f} for held-out images, at best {new:.2f} where fewer than 5 % are copies; least at {at(least)}"
-    return judged('FID rewards copying.', all(tests), text, any(tests))
+    return judged('FID rewards copying', all(tests), text, any(tests))
 
 def window(record: dict) -> Claim:
     "Claim 4."
@@ -178,6 +178,6 @@ def window(record: dict) -> Claim:
     by = {mode: [r for r in record['radii'] if r['mode'] == mode] for mode in MODES}
     right = [all(r['best'][2] < beyond(r) for r in rows) for rows in by.values()]
     text = [f"with {MODES[mode]} γ° is {span([r['best'][0] for r in rows])} and γ* {span(map(beyond, rows), '.2g')}" for mode, rows in by.items()]
-    return judged('Held-out images are likeliest at a smaller range than that at which copying sets in.', all(right), '; '.join(text), any(right))
+    return judged('Held-out images are likeliest at a smaller range than that at which copying sets in (γ° < γ*)', all(right), '; '.join(text), any(right))
 
 def claims(record: dict) -> list[Claim]: return [rises(record), pure(record), rewarded(record), window(record)]

@@ -155,7 +155,7 @@ def claims(record: dict) -> list[Claim]:
     first = f"{network_words}; radius 2 from N = {fields['network']} on, empirical: {fields['bank']}"
     apart_words = f'enumerated: at most {apart:.4f} bits per token from the exact value; from the table: {gap:.4f}; the excess above rises with N {rises} times'
     return [
-        judged('The empirical model finds the radius, from below', all(bank.values()) and not high, bank_words, bank['mesh 0'] and bank['mesh 1']),
-        judged('So does the network, from fewer fields', all(network.values()) and not higher and fields['network'] <= fields['bank']/10, first, all(network.values())),
-        judged('Below it is bias, above it variance', all(parts), apart_words, sum(parts) >= 2),
+        judged('Held-out likelihood of the empirical model finds a planted radius, from below', all(bank.values()) and not high, bank_words, bank['mesh 0'] and bank['mesh 1']),
+        judged('That of the network does, from fewer fields', all(network.values()) and not higher and fields['network'] <= fields['bank']/10, first, all(network.values())),
+        judged('Below the planted radius is bias, above it variance', all(parts), apart_words, sum(parts) >= 2),
         judged('Learning needs fewer fields than sharing', fields['network'] < n, f"radius 2 in every seed from N = {', '.join(f'{n} ({m})' for m, n in fields.items())}", better)]

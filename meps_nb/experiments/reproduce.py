@@ -31,12 +31,13 @@ def experiment(name: str):
 def overview(records: dict | None = None, # name → record; by default the committed ones
              folder: str = '',            # of the notebooks, relative to the page
             ) -> str:
-    "All claims in one Markdown table: claim, experiment, result."
-    lines = ['| Claim | Result | In figures | Experiment |', '|---|---|---|---|']
+    "All claims in one Markdown table: experiment, claim, result."
+    lines = ['| Experiment | Claim | Result | In figures |', '|---|---|---|---|']
     for name, stem in EXPERIMENTS.items():
         record = recorded(name) if records is None else records.get(name)
-        for c in experiment(name).claims(record) if record else []:
-            lines.append(f"| {c.says} | **{c.verdict}** | {c.found} | [{name.replace('_', ' ')}]({folder}{stem}.ipynb) |")
+        for k, c in enumerate(experiment(name).claims(record) if record else []):
+            page = '' if k else f"[{name.replace('_', ' ')}]({folder}{stem}.ipynb)"
+            lines.append(f'| {page} | {c.says} | **{c.verdict}** | {c.found} |')
     return '\n'.join(lines)
 
 # %% ../../nbs/experiments/48_reproduce.ipynb #conduct
