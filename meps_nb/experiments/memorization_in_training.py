@@ -19,6 +19,7 @@ from ..likelihood import crossing, prefix_extraction
 from ..neural_arvm import NeuralARVM, divergence
 from ..references import through_flips
 from ..settings import GLOBAL, load_preset
+from ..study import percent
 from ..tokens import popcount
 from ..train import Options, fit
 
@@ -200,7 +201,7 @@ def claims(record: dict) -> list[Claim]:
 def few_claim(record: dict) -> Claim:
     ends = {n: [c[-1] for _, c in trainings(record, images=n)] for n in record['cfg']['images'] if n <= record['cfg']['few']}
     good = [all(r['apart'] <= .05 and r['copies'] >= .5 for r in e) for e in ends.values()]
-    found = '; '.join(f"{n} images: {max(r['apart'] for r in e):.3f} bits per token or less, {min(r['copies'] for r in e):.0%} copies or more" for n, e in ends.items())
+    found = '; '.join(f"{n} images: {max(r['apart'] for r in e):.3f} bits per token or less, {percent(min(r['copies'] for r in e))} copies or more" for n, e in ends.items())
     return judged('With few images the network reaches its optimum, and copies', all(good), found, any(good))
 
 def onset_claim(record: dict) -> Claim:
@@ -216,7 +217,7 @@ def before_claim(record: dict) -> Claim:
     better = [best(c)['held_out'] < e['counting'] for e, c in sweep]
     worst = max(beyond(best(c)['copies'], e['chance']) for e, c in sweep)
     return judged('Networks generalize before they memorize', all(early) and all(better),
-                  f'of {len(sweep)} trainings {sum(early)} have their least held-out code length before 5 % of the samples are copies (at most {worst:.0%} are), {sum(better)} are there better than counting', all(early))
+                  f'of {len(sweep)} trainings {sum(early)} have their least held-out code length before 5 % of the samples are copies (at most {percent(worst)} are), {sum(better)} are there better than counting', all(early))
 
 def halves_claim(record: dict) -> Claim:
     few, many = (rows(record, 'agreement', images=n)[-1] for n in (record['cfg']['images'][0], record['cfg']['images'][-1]))
@@ -227,7 +228,7 @@ def halves_claim(record: dict) -> Claim:
 # %% ../../nbs/experiments/38_memorization_in_training.ipynb #claims-2
 def published_claim(narrow: list[dict], wide: list[dict], cfg: dict) -> Claim:
     half = lambda ends: all(r['copies'] >= .5 for r in ends)
-    found = '; '.join(f"width {w}: {mean(r['copies'] for r in e):.0%} copies, {mean(r['apart'] for r in e):.3f} bits per token from the optimum" for w, e in ((cfg['width'], narrow), (cfg['wide'], wide)))
+    found = '; '.join(f"width {w}: {percent(mean(r['copies'] for r in e))} copies, {mean(r['apart'] for r in e):.3f} bits per token from the optimum" for w, e in ((cfg['width'], narrow), (cfg['wide'], wide)))
     return judged(f"The paper's setting, {cfg['published']} images at global range, yields a memorizer", half(narrow), found, half(wide))
 
 def range_claim(record: dict) -> Claim:
@@ -236,4 +237,4 @@ def range_claim(record: dict) -> Claim:
         rates[g] = [over_seeds(x) for x in zip(*[(c[-1]['copies'], e['copies']) for e, c in trainings(record, images=cfg['published'], gamma=g)])]
     first, last = rates[cfg['gammas'][0]][0], rates[GLOBAL][0]
     return judged("The network's transition over γ is its optimum's", all(abs(a.mean - b.mean) <= .1 for a, b in rates.values()),
-                  '; '.join(f'γ = {g}: {a.mean:.0%} copies, optimum {b.mean:.0%}' for g, (a, b) in rates.items()), last.low > first.high)
+                  '; '.join(f'γ = {g}: {percent(a.mean)} copies, optimum {percent(b.mean)}' for g, (a, b) in rates.items()), last.low > first.high)

@@ -149,7 +149,7 @@ def rises(record: dict) -> Claim:
     "Claim 1."
     found = {(mode, key): climb(record, key, mode) for mode in MODES for key in ('copies', 'gap')}
     right = [all(found[mode, key][0] >= least and found[mode, key][1] <= .02 for key, least in (('copies', .5), ('gap', .1))) for mode in MODES]
-    words = lambda copies, gap: f'copies rise by {percent(copies[0])} and the gap by {gap[0]:.2f} bits per token, and fall by at most {copies[1]:.3f} and {gap[1]:.3f}'
+    words = lambda copies, gap: f'copies rise by {percent(copies[0])}, the gap by {gap[0]:.2f} bits per token' + f', but fall by up to {copies[1]:.3f} and {gap[1]:.3f}'*(copies[1] + gap[1] > 0)
     text = [f"with {MODES[mode]} {words(found[mode, 'copies'], found[mode, 'gap'])}" for mode in MODES]
     return judged('Memorization rises with the observation range γ', all(right), '; '.join(text), any(right))
 

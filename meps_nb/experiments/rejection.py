@@ -168,6 +168,6 @@ def claims(record: dict) -> list[Claim]:
     tells_text = f'at {at} it accepts {percents(honest[0])} of held-out images as they are, {percents(honest[1])} decoded, and {100*copies:.1f} % of token copies'
     left_text = 'nothing survives' if left is None else f'of the accepted {percents(left)} are copies in tokens, {percents(owned)} have half of their tokens or more from one image'
     return [judged('Rejecting samples closer than 25 dB to a training image tells copies from new images', all(tells), tells_text, any(tells[:2]) or tells[2]),
-            judged(f'At γ = {gamma} most samples survive.', survive.low > .5, f'{percents(survive)} are accepted', survive.mean > .5),
+            judged(f'At the published γ = {gamma} most samples survive it', survive.low > .5, f'{percents(survive)} are accepted', survive.mean > .5),
             judged('What survives is new', all(new), left_text, any(new)),
             judged('The filter leaves FID alone', change is not None and abs(change.mean) < .1, 'too few survive' if change is None else f'FID changes by {percents(change)}')]
