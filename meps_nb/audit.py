@@ -120,7 +120,7 @@ def features_of(how: str, train: np.ndarray, seed: int) -> Callable:
     return scripted_features(how)
 
 # %% ../nbs/model/21_audit.ipynb #audit-measures
-TITLES = {'copies': 'copies beyond chance', 'authenticity': 'authentic (chance ≈ ½)', 'c_t': 'C_T (chance ±2)', 'nearer': 'nearer than held-out (chance ½)', 'ratio': 'd₁/d₂ below ⅓',
+TITLES = {'copies': 'copies beyond chance', 'authenticity': 'authentic (chance: held-out)', 'c_t': 'C_T (chance ±2)', 'nearer': 'nearer than held-out (chance ½)', 'ratio': 'd₁/d₂ below ⅓',
           'coherence': 'coherence (held-out: 1)', 'two_point': 'two-point difference', 'fld_gap': 'FLD gap / bit'}
 
 def table_rows(s: Searched, sets: dict[str, np.ndarray], half_two: np.ndarray, train: np.ndarray, own: np.ndarray, features: Callable, seed: int) -> tuple[dict, dict]: # row → measure → Interval; measure → reason

@@ -87,7 +87,7 @@ def yardstick(bank: Tensor, compared: Tensor, bits: int, eps: float, decode, # t
                      decode(compared), decode(bank[some]), decode, k, known_patches(bank, bits, k))
 
 # %% ../nbs/model/17d_references.ipynb #measures
-MEASURES = {'copies': 'copies beyond chance', 'distance': 'distance to nearest / bit', 'ratio': 'd₁/d₂ below ⅓', 'authenticity': 'authentic (chance ≈ ½)',
+MEASURES = {'copies': 'copies beyond chance', 'distance': 'distance to nearest / bit', 'ratio': 'd₁/d₂ below ⅓', 'authenticity': 'authentic (chance: held-out)',
             'c_t': 'C_T (chance ±2)', 'nearer': 'nearer than held-out (chance ½)', 'patches': 'new 3×3 patches', 'support': 'support by birthdays',
             'fld_gap': 'FLD gap / bit', 'coherence': 'coherence (held-out: 1)', 'two_point': 'two-point difference'}
 
