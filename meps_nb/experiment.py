@@ -22,6 +22,7 @@ from .copying import Interval
 from .data import ImageSet, load_images
 from .settings import GLOBAL, InputError, Settings
 from .study import encoded, in_batches, trained_blae
+from .train import made
 
 # %% auto #0
 __all__ = ['VERDICTS', 'RESULTS', 'Claim', 'judged', 'over_seeds', 'chosen', 'as_json', 'Lab', 'TokenSet', 'tokens_of',
@@ -82,7 +83,7 @@ class Lab:
             start = time.perf_counter()
             value, seconds = as_json(compute()), time.perf_counter() - start
             if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                made(path.parent)
                 write_file(path, lambda f: f.write(json.dumps(dict(name=name, seconds=seconds, value=value), allow_nan=False).encode()))
         self.seconds[name] = seconds
         self.done(name, seconds)
@@ -94,7 +95,7 @@ class Lab:
         if self.folder is None:
             with tempfile.TemporaryDirectory() as folder: yield Path(folder)
         else:
-            folder = self.folder.parent/'shared'; folder.mkdir(parents=True, exist_ok=True)
+            folder = made(self.folder.parent/'shared')
             with FileLock(folder/'lock'): yield folder
 
 # %% ../nbs/model/22_experiment.ipynb #tokens

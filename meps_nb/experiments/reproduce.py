@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..experiment import Lab, conducted, recorded, write_record
 from ..settings import InputError
 from ..study import Parser
+from ..train import made
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'experiment', 'overview', 'conduct', 'times', 'kept', 'left', 'in_words', 'heard', 'reproduce',
@@ -79,7 +80,7 @@ def reproduce(names: list[str], # experiments
               jobs: int = 2,    # experiments at a time
               smoke: bool = False, say: Callable = print) -> list[str]: # errors, one line each
     "Run experiments side by side, going on where an earlier run stopped."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    out = made(out)
     threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1)//jobs))
     errors, running, write = [], [], threading.Lock()
     order = sorted(names, key=lambda name: -left(name, out))   # the longest first
