@@ -256,6 +256,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'meps_nb.experiment.Lab.__init__': ('model/experiment.html#lab.__init__', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.Lab.piece': ('model/experiment.html#lab.piece', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.Lab.shared': ('model/experiment.html#lab.shared', 'meps_nb/experiment.py'),
+                                    'meps_nb.experiment.Lab.took': ('model/experiment.html#lab.took', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.TokenSet': ('model/experiment.html#tokenset', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.as_json': ('model/experiment.html#as_json', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.band': ('model/experiment.html#band', 'meps_nb/experiment.py'),

@@ -78,16 +78,19 @@ class Lab:
         "The JSON value of `compute()`, read if it was kept for equal `depends`; a damaged file is computed again."
         key = hashlib.sha256(json.dumps(as_json([name, depends, __version__]), sort_keys=True).encode()).hexdigest()[:12]
         path = None if self.folder is None else self.folder/f'{key}.json'
-        try: kept = json.loads(path.read_text(encoding='utf-8')); value, seconds = kept['value'], kept['seconds']
-        except (AttributeError, OSError, ValueError, KeyError):
+        try: kept = json.loads(path.read_text(encoding='utf-8')); value, seconds = kept['value'], float(kept['seconds'])
+        except (AttributeError, OSError, ValueError, KeyError, TypeError):
             start = time.perf_counter()
             value, seconds = as_json(compute()), time.perf_counter() - start
             if path:
                 made(path.parent)
                 write_file(path, lambda f: f.write(json.dumps(dict(name=name, seconds=seconds, value=value), allow_nan=False).encode()))
+        self.took(name, seconds)
+        return value
+
+    def took(self, name: str, seconds: float):
         self.seconds[name] = seconds
         self.done(name, seconds)
-        return value
 
     @contextmanager
     def shared(self):
@@ -115,7 +118,7 @@ def tokens_of(s: Settings, lab: Lab) -> TokenSet:
         start = time.perf_counter()
         model, weights = trained_blae(data, s, folder, lab.say)
         train, held_out = encoded(model, weights, data, folder, lab.say)
-        lab.seconds['tokens'] = time.perf_counter() - start
+        lab.took('tokens', time.perf_counter() - start)
     return TokenSet(train, held_out, s.bits, model.eps, lambda tokens: in_batches(model.decode, tokens), data)
 
 # %% ../nbs/model/22_experiment.ipynb #record

@@ -333,7 +333,7 @@ def radius_claims(record: dict) -> list[Claim]:
     everywhere, full = spread(budget.values()), spread([b for x, b in budget.items() if x.down == cfg.downs[0]])
     return [judged('γ* in tokens falls with K and with the size of a patch', k and k_ends and patch and patch_ends,
                    f"γ* = {span(radius['K'])} tokens for K = {span(cfg.bits)}; {span(radius['patch'])} for {span(cfg.downs)} pixels a side", k and k_ends or patch and patch_ends),
-            judged('γ* rises with the noise', noise and noise_ends,
+            judged('γ* rises with σ, in training and sampling together', noise and noise_ends,
                    f"γ* = {span(radius['σ'])} tokens for σ = {span(cfg.sigmas, '.4g')}; with the noise alone, on one code, {span(radius['noise alone'])}", noise_ends),
             judged('It is a budget of bits, not a radius: γ*(γ* + 1)·h is the same for all codes', everywhere <= 2,
                    f'largest over smallest {everywhere:.2f}, at full resolution {full:.2f}; of γ*(γ* + 1) alone {spread(area):.1f}', full <= 2)]
@@ -346,10 +346,10 @@ def memory_claims(record: dict) -> list[Claim]:
     overlap = {x: overlaps(record, *x).mean() for x in every}
     bits, vae = overlap[every[0]], {value: overlap[kind, value] for kind, value in every if kind == 'normal'}
     least, seen = min(vae.values()), ', '.join(('< ' if v <= least_overlap(record) else '') + f'{v:.1g}' for v in vae.values())
-    return [judged('At global range latents of any kind give a pure memorizer', all(passed.values()),
+    return [judged('At global range bits, levels and Gaussian latents alike give the law of a memorizer', all(passed.values()),
                    f"{sum(passed.values())} of {len(every)} kinds pass; at worst {worst['difference']:.0e} bits from the mixture, p = {worst['uniform']:.2g} for uniform sources, "
                    f"{worst['errors']:.1f} standard errors from the kernel's distance, {100*worst['copies']:.1f} % copies", any(passed.values())),
-            judged('Only with binary latents are copies exclusive', bits < .01 < least,
+            judged('Copies are exclusive with bits, and not with a VAE\'s latents', bits < .01 < least,
                    f'overlap with the nearest other: bits {bits:.1g}; VAE {seen} for β = {span(vae)}', bits < .01 < vae[max(vae)])]
 
 def claims(record: dict) -> list[Claim]: return radius_claims(record) + memory_claims(record)

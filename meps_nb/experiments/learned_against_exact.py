@@ -42,10 +42,10 @@ SMOKE = Config('smoke', n_train=60, scored=10, gammas=(0, 1), eps_grid=(.01, .1)
 
 def run(cfg: Config, lab: Lab) -> dict:
     "Everything above, as plain numbers."
-    t = tokens_of(replace(load_preset(cfg.preset), n_train=cfg.n_train), lab)
+    settings = replace(load_preset(cfg.preset), n_train=cfg.n_train); t = tokens_of(settings, lab)
     train, scored, mean = t.train, t.held_out[:cfg.scored], lambda nll: nll.mean().item()
     bank = Bank(train, t.bits)
-    empirical = lab.piece('the empirical model', lambda: [[g, *min((mean(EmpiricalARVM(bank, e).nll(scored, g)), e) for e in cfg.eps_grid)] for g in cfg.gammas], cfg)
+    empirical = lab.piece('the empirical model', lambda: [[g, *min((mean(EmpiricalARVM(bank, e).nll(scored, g)), e) for e in cfg.eps_grid)] for g in cfg.gammas], settings, cfg)
     lab.say(f'γ, bits per held-out token, best ε: {empirical}')
     def trained(images, steps, gamma, look):
         torch.manual_seed(cfg.seed)
@@ -70,8 +70,8 @@ def run(cfg: Config, lab: Lab) -> dict:
                     held_out=dict(neural=mean(memory.nll(scored, g)), empirical=mean(optimum.nll(scored, g))),
                     copies={name: [*e.copy_rate, e.distance.mean] for name, e in evidence.items()})  # rate with its interval, distance per bit
     return dict(eps=t.eps, bits=t.bits, empirical=empirical,
-                one_gamma=lab.piece('a network for one γ', lambda: trained(train, cfg.steps, cfg.gamma, bits_at)[1], cfg),   # step, seconds, held-out bits per token
-                every_gamma=lab.piece('a network for every γ', every_gamma, cfg), few=lab.piece('a network on a few images', memorizing, cfg))
+                one_gamma=lab.piece('a network for one γ', lambda: trained(train, cfg.steps, cfg.gamma, bits_at)[1], settings, cfg),   # step, seconds, held-out bits per token
+                every_gamma=lab.piece('a network for every γ', every_gamma, settings, cfg), few=lab.piece('a network on a few images', memorizing, settings, cfg))
 
 # %% ../../nbs/experiments/32_learned_against_exact.ipynb #claims
 def claims(record: dict) -> list[Claim]:

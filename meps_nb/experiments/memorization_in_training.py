@@ -134,12 +134,12 @@ def pictured(cfg: Config, t: TokenSet, n: int, first: dict, second: dict) -> dic
     "Samples of two networks and the nearest images of the first one's set, decoded, at half their size."
     drawn, bank = [torch.as_tensor(x['drawn'][:cfg.shown]).to(torch.uint8) for x in (first, second)], part(t.train, n, 0).cpu()
     nearest = bank[copy_evidence(drawn[0], bank, t.bits, t.eps).nearest]
-    return dict(images=n, rows=[F.avg_pool2d(t.decode(x).float(), 2)[:, 0].round().int() for x in (*drawn, nearest)])
+    return dict(images=n, rows=[F.avg_pool2d(t.decode(x).float(), 2).mean(1).round().int() for x in (*drawn, nearest)])
 
 def run(cfg: Config, lab: Lab) -> dict:
     "All trainings, as plain numbers."
     settings = replace(load_preset(cfg.preset), down=cfg.down, bits=cfg.bits); t = tokens_of(settings, lab)
-    depends = as_json(settings) | {k: v for k, v in as_json(cfg).items() if k not in ('images', 'few', 'published', 'gammas', 'width', 'wide', 'shown', 'seeds')}
+    depends = settings, {k: v for k, v in as_json(cfg).items() if k not in ('images', 'few', 'published', 'gammas', 'width', 'wide', 'shown', 'seeds')}
     ends, courses, agree, pictures = [], [], [], []
     for n, gamma, width in cases(cfg):
         networks, optima = [], []
@@ -229,7 +229,7 @@ def halves_claim(record: dict) -> Claim:
 def published_claim(narrow: list[dict], wide: list[dict], cfg: dict) -> Claim:
     half = lambda ends: all(r['copies'] >= .5 for r in ends)
     found = '; '.join(f"width {w}: {percent(mean(r['copies'] for r in e))} copies, {mean(r['apart'] for r in e):.3f} bits per token from the optimum" for w, e in ((cfg['width'], narrow), (cfg['wide'], wide)))
-    return judged(f"The paper's setting, {cfg['published']} images at global range, yields a memorizer", half(narrow), found, half(wide))
+    return judged(f"{cfg['published']} images at global range, as in the paper, yield a memorizer", half(narrow), found, half(wide))
 
 def range_claim(record: dict) -> Claim:
     cfg = record['cfg']; rates = {}

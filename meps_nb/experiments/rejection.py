@@ -126,7 +126,7 @@ def grades(c: Case, t: TokenSet, real: np.ndarray, features, cfg: Config) -> lis
 def run(cfg: Config, lab: Lab) -> dict:
     "The filter over γ and thresholds, as plain numbers."
     settings = load_preset(cfg.preset); t = tokens_of(settings, lab)
-    depends = as_json(settings) | {k: v for k, v in as_json(cfg).items() if k != 'seeds'}
+    depends = settings, {k: v for k, v in as_json(cfg).items() if k != 'seeds'}
     features = cache(lambda: classifier_features(torch.from_numpy(t.data.train_images), torch.from_numpy(t.data.labels[~t.data.held_out]), cfg.steps))
     real = lambda c: features()(t.decode(c.tokens[:cfg.real]))
     rows, l1, graded = [], [], []

@@ -60,8 +60,9 @@ def kept(name: str, out: Path) -> set:
     "Pieces of an experiment that are there already."
     def name_of(path):
         try: return json.loads(path.read_text(encoding='utf-8'))['name']
-        except (OSError, ValueError, KeyError): return None
-    return {name_of(p) for p in (out/'pieces'/name).glob('*.json')}
+        except (OSError, ValueError, KeyError, TypeError): return None
+    trained = {'tokens'} if any((out/'pieces'/'shared').glob('tokens-*')) else set()   # most experiments share them
+    return {name_of(p) for p in (out/'pieces'/name).glob('*.json')} | trained
 
 def left(name: str, out: Path) -> float: # seconds
     return sum(s for piece, s in times(name).items() if piece not in kept(name, out))
@@ -87,8 +88,9 @@ def reproduce(names: list[str], # experiments
     known = {name: {} if smoke else times(name) for name in names}
     with tqdm(total=round(sum(left(n, out) for n in names if not smoke)) or None, desc='experiments', unit='s', disable=None, bar_format='{desc}: {percentage:3.0f} % |{bar}| {elapsed}<{remaining}') as bar:
         def one(name):
+            (out/f'{name}.json').unlink(missing_ok=True)   # an old record must not pass for a new one
             before, code = kept(name, out), f'from meps_nb.experiments.reproduce import conduct; conduct({name!r}, {str(out)!r}, {smoke})'
-            with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8',
+            with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8', errors='replace',
                                   env={**os.environ, 'OMP_NUM_THREADS': threads, 'TQDM_DISABLE': '1', 'PYTHONIOENCODING': 'utf-8'}) as child:
                 running.append(child)
                 noise, wrong = [], None
@@ -99,7 +101,9 @@ def reproduce(names: list[str], # experiments
                         if 'say' in told: bar.write(f"{name}: {told['say']}")
                         if 'piece' in told and told['piece'] not in before: bar.update(known[name].get(told['piece'], 0)); bar.set_description_str(f"{name}, {told['piece']}")
                 listen.join()
-            if wrong or child.returncode: errors.append(f"{name}: {wrong or (noise or ['died'])[-1].strip()}")
+            last = next((x.strip() for x in reversed(noise) if x.strip()), f'exit code {child.returncode}')
+            if child.returncode < 0: last = f'killed by signal {-child.returncode}; the same command goes on'
+            if wrong or child.returncode: errors.append(f'{name}: {wrong or last}')
             else: say(f'{name}: done')
         pool = ThreadPoolExecutor(jobs)
         try: list(pool.map(one, order))
@@ -139,7 +143,7 @@ def main(argv: list[str] | None = None) -> int: # arguments; those of the proces
             print(f'about {in_words(max(longest, all_left/a.jobs))} in all, {a.jobs} at a time, at the speed of the machine that made the records')
         if a.estimate: return 0
         errors = reproduce(names, out, a.jobs, a.smoke)
-        if not a.smoke: print(compared(names, out))
+        if not a.smoke and any((out/f'{n}.json').is_file() for n in names): print(compared(names, out))
         print(f"written: {', '.join(str(out/f'{n}.json') for n in names if (out/f'{n}.json').is_file()) or 'nothing'}")
         for error in errors: print(f'meps-reproduce: error: {error}', file=sys.stderr)
         return bool(errors)
