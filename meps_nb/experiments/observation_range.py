@@ -169,7 +169,9 @@ def rewarded(record: dict) -> Claim:
     least, honest, end = min(fids, key=fids.get), beside(record, 'fid', 'held-out images').mean, fids[GLOBAL]
     new = min([fids[g] for g in fids if copies[g] < .05], default=math.inf)
     tests = copies[least] >= .5, end <= 1.1*honest, end <= new/2
-    text = f"FID {end:.2f} at global range, {honest:.2f} for held-out images, at best {new:.2f} where fewer than 5 % are copies; least at {at(least)}"
+    gammas, in_seed = list(fids), lambda s: {r['gamma']: r['fid'] for r in record['rows'] if r['mode'] == 'fixed' and r['seed'] == s}
+    first = min((min(f, key=f.get) for f in map(in_seed, record['cfg']['seeds'])), key=gammas.index)
+    text = f"FID {end:.2f} at global range, {honest:.2f} for held-out images, at best {new:.2f} where fewer than 5 % are copies; least at {at(first)}{' or beyond'*(first != gammas[-1])} in every seed"
     return judged('FID rewards copying', all(tests), text, any(tests))
 
 def window(record: dict) -> Claim:
@@ -178,6 +180,6 @@ def window(record: dict) -> Claim:
     by = {mode: [r for r in record['radii'] if r['mode'] == mode] for mode in MODES}
     right = [all(r['best'][2] < beyond(r) for r in rows) for rows in by.values()]
     text = [f"with {MODES[mode]} γ° is {span([r['best'][0] for r in rows])} and γ* {span(map(beyond, rows), '.2g')}" for mode, rows in by.items()]
-    return judged('Held-out images are likeliest at a smaller range than that at which copying sets in (γ° < γ*)', all(right), '; '.join(text), any(right))
+    return judged('Held-out images are likeliest at a smaller range than that at which half of the samples are copies (γ° < γ*)', all(right), '; '.join(text), any(right))
 
 def claims(record: dict) -> list[Claim]: return [rises(record), pure(record), rewarded(record), window(record)]

@@ -144,7 +144,7 @@ def claims(record: dict) -> list[Claim]:
     return [
         both('The order of the scan matters as much as γ', matters, f'raster against random: copies {by_order["copies"]:.2f}, main source {by_order["main_share"]:.2f} apart; γ = {low} against {high}: {by_gamma["copies"]:.2f}, {by_gamma["main_share"]:.2f}'),
         both('The split of halves turns with the scan', turns, f'raster: left–right less top–bottom {words(turn["raster"])}; column: top–bottom less left–right {words(turn["column"])}'),
-        both('The first line makes most of the novelty', [v >= 3 for pair in first.values() for v in pair], 'switches within the first line against later ones: ' + '; '.join(f'{o} {a:.1f} times, {b:.1f} times beyond those at global range' for o, (a, b) in first.items())),
+        both('Within the first line sources switch more often than within later lines', [v >= 3 for pair in first.values() for v in pair], 'switches within the first line against later ones: ' + '; '.join(f'{o} {a:.1f} times, {b:.1f} times beyond those at global range' for o, (a, b) in first.items())),
         both('A first line that sees all its past removes that split', mends, '; '.join(f'{o}: {words(a)} to {words(b)}' for o, (a, b) in whole.items())),
         both('Seams follow the scan', [v >= 1.5 for v in ratio.values()], f'raster: between columns {ratio["raster"]:.2f} times as often as between rows; column: between rows {ratio["column"]:.2f} times as often'),
         both('A random order is incoherent', lost, f'against raster: coherence {broken["coherence"]:.2f} times, sources {broken["sources"]:.1f} times')]

@@ -16,6 +16,7 @@ from ..experiment import Claim, Lab, TokenSet, chosen, judged, over_seeds, token
 from ..likelihood import copying_radius, crossing
 from ..references import through_flips
 from ..settings import GLOBAL, load_preset
+from ..study import span
 from ..theory.memorization import context_information, critical_radius, heuristic_radius
 
 # %% auto #0
@@ -152,13 +153,13 @@ def claims(record: dict) -> list[Claim]:
     off = {p: by_size(record, p, lambda b: b['predicted']/b['measured'][0]) for p in sets}
     near = [all(1/1.5 <= i.mean <= 1.5 for i in off[p].values()) for p in sets]
     ratio = {p: spread(half_copied(record, p).values())/spread(i.mean for i in measured(record, p).values()) for p in sets}
+    ends = lambda values: span(values, '.2f')
     words = lambda form: '; '.join(f'{p}: {form(p)}' for p in sets)
-    span = lambda values: f'{min(values):.2f} to {max(values):.2f}'
     return [judged('The critical radius γ* grows with the number N of training images', all(g.low > 0 for g in grown.values()),
                    words(lambda p: f'{grown[p].mean:+.2f} tokens [{grown[p].low:.2f}, {grown[p].high:.2f}] from N = {min(off[p])} to {max(off[p])}'), any(g.low > 0 for g in grown.values())),
             judged('It grows like √log N', all(x == 0 for x in root.values()),
                    words(lambda p: f"error {errors[p][0]['a √log₂N']:.2f} tokens at sizes left out, least {min(errors[p][0].values()):.2f} by {min(errors[p][0], key=errors[p][0].get)}"),
                    any(x < errors[p][1] for p, x in root.items())),
-            judged('It can be predicted from the information in the central window', all(near), words(lambda p: f'predicted/measured {span([i.mean for i in off[p].values()])}'), any(near)),
+            judged('It can be predicted from the information in the central window', all(near), words(lambda p: f'predicted/measured {ends([i.mean for i in off[p].values()])}'), any(near)),
             judged('Copy rates over I(C; C̃)/log₂N are one curve for all N', all(r <= .5 for r in ratio.values()),
-                   words(lambda p: f'x at half copying {span(half_copied(record, p).values())}, relative spread {ratio[p]:.2f} of that of γ*'), any(r <= .5 for r in ratio.values()))]
+                   words(lambda p: f'x at half copying {ends(half_copied(record, p).values())}, relative spread {ratio[p]:.2f} of that of γ*'), any(r <= .5 for r in ratio.values()))]
