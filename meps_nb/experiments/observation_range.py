@@ -109,7 +109,7 @@ def pictures(c: Case, t: TokenSet, gamma: int | str, n: int) -> dict:
 def run(cfg: Config, lab: Lab) -> dict:
     "The sweep, as plain numbers."
     settings = load_preset(cfg.preset); t = tokens_of(settings, lab)
-    depends = as_json(settings) | {k: v for k, v in as_json(cfg).items() if k not in ('gammas', 'seeds', 'shown', 'pictures')}
+    depends = settings, {k: v for k, v in as_json(cfg).items() if k not in ('gammas', 'seeds', 'shown', 'pictures')}
     features = cache(lambda: classifier_features(torch.from_numpy(t.data.train_images), torch.from_numpy(t.data.labels[~t.data.held_out]), cfg.steps))
     rows, beside, radii, shown, (h, w) = [], [], [], [], t.train.shape[1:]
     for seed in cfg.seeds:
