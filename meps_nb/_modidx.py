@@ -264,6 +264,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'meps_nb.experiment.conducted': ('model/experiment.html#conducted', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.gamma_axis': ('model/experiment.html#gamma_axis', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.judged': ('model/experiment.html#judged', 'meps_nb/experiment.py'),
+                                    'meps_nb.experiment.listed': ('model/experiment.html#listed', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.over_seeds': ('model/experiment.html#over_seeds', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.recorded': ('model/experiment.html#recorded', 'meps_nb/experiment.py'),
                                     'meps_nb.experiment.tokens_of': ('model/experiment.html#tokens_of', 'meps_nb/experiment.py'),

@@ -25,7 +25,7 @@ from .study import encoded, in_batches, trained_blae
 from .train import made
 
 # %% auto #0
-__all__ = ['VERDICTS', 'RESULTS', 'Claim', 'judged', 'over_seeds', 'chosen', 'as_json', 'Lab', 'TokenSet', 'tokens_of',
+__all__ = ['VERDICTS', 'RESULTS', 'Claim', 'judged', 'listed', 'over_seeds', 'chosen', 'as_json', 'Lab', 'TokenSet', 'tokens_of',
            'conducted', 'write_record', 'recorded', 'band', 'gamma_axis']
 
 # %% ../nbs/model/22_experiment.ipynb #claim
@@ -44,6 +44,10 @@ def judged(says: str,
           ) -> Claim:
     "A claim with the verdict that its tests give."
     return Claim(says, VERDICTS[0 if holds else 1 if partly else 2], found)
+
+def listed(claims: list[Claim]) -> str:
+    "Claims with verdicts and figures as a Markdown list."
+    return '\n\n'.join(f'- **{c.says}** *{c.verdict}*: {c.found}.' for c in claims)
 
 # %% ../nbs/model/22_experiment.ipynb #seeds
 def over_seeds(values # one for each seed
