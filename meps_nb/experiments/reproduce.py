@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int: # arguments; those of the proces
         out = Path(a.out)/'smoke' if a.smoke else Path(a.out)
         if not a.smoke:
             longest, all_left = max(left(n, out) for n in names), sum(left(n, out) for n in names)
-            for name in names: print(f'{name}: {in_words(left(name, out))} left')
+            for name in names: print(f'{name}: ' + (f'{in_words(left(name, out))} left' if times(name) else 'never timed'))
             print(f'about {in_words(max(longest, all_left/a.jobs))} in all, {a.jobs} at a time, at the speed of the machine that made the records')
         if a.estimate: return 0
         errors = reproduce(names, out, a.jobs, a.smoke)
