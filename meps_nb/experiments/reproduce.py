@@ -4,9 +4,10 @@
 
 # %% ../../nbs/experiments/48_reproduce.ipynb #imports
 from __future__ import annotations
-import argparse, importlib, json, os, subprocess, sys, threading
+import argparse, importlib, json, os, signal, subprocess, sys, threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from tqdm.auto import tqdm
 from ..experiment import Lab, conducted, recorded, write_record
@@ -131,6 +132,7 @@ def compared(names: list[str], out: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int: # arguments; those of the process by default
     "`meps-reproduce`; returns the exit code."
+    with suppress(ValueError): signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a cluster sends counts as Ctrl-C; not outside of the main thread
     try:
         a = parser().parse_args(argv)
         names = list(dict.fromkeys(a.experiments)) or list(EXPERIMENTS)
