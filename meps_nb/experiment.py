@@ -25,8 +25,8 @@ from .study import encoded, in_batches, trained_blae
 from .train import made
 
 # %% auto #0
-__all__ = ['VERDICTS', 'RESULTS', 'Claim', 'judged', 'listed', 'over_seeds', 'chosen', 'as_json', 'Lab', 'TokenSet', 'tokens_of',
-           'conducted', 'write_record', 'recorded', 'band', 'gamma_axis']
+__all__ = ['VERDICTS', 'RESULTS', 'Claim', 'judged', 'listed', 'over_seeds', 'chosen', 'as_json', 'rounded', 'Lab', 'TokenSet',
+           'tokens_of', 'conducted', 'write_record', 'recorded', 'band', 'gamma_axis']
 
 # %% ../nbs/model/22_experiment.ipynb #claim
 VERDICTS = ('holds', 'holds with limits', 'does not hold here')
@@ -70,6 +70,10 @@ def as_json(x):
     if isinstance(x, dict): return {str(k): as_json(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [as_json(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
+
+def rounded(row: dict, digits: int = 5) -> dict:
+    "A row of a record with its numbers cut to that many digits after the point."
+    return {k: round(v, digits) if isinstance(v, float) else v for k, v in row.items()}
 
 class Lab:
     "Where an experiment keeps its pieces, and whom it tells how far it is."

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..arvm import EmpiricalARVM
 from ..bank import Bank
 from ..copying import copy_evidence
-from ..experiment import Claim, Lab, TokenSet, as_json, chosen, judged, over_seeds, tokens_of
+from ..experiment import Claim, Lab, TokenSet, as_json, chosen, judged, over_seeds, rounded, tokens_of
 from ..likelihood import crossing, prefix_extraction
 from ..neural_arvm import NeuralARVM, divergence
 from ..references import through_flips
@@ -24,9 +24,9 @@ from ..tokens import popcount
 from ..train import Options, fit
 
 # %% auto #0
-__all__ = ['SMOKE', 'Config', 'part', 'Case', 'asked', 'rounded', 'course', 'end', 'variation', 'equal_bits', 'agreement',
-           'cases', 'pictured', 'run', 'rows', 'trainings', 'beyond', 'best', 'half_time', 'half_times', 'exponents',
-           'later', 'mean', 'claims', 'few_claim', 'onset_claim', 'before_claim', 'halves_claim', 'published_claim',
+__all__ = ['SMOKE', 'Config', 'part', 'Case', 'asked', 'course', 'end', 'variation', 'equal_bits', 'agreement', 'cases',
+           'pictured', 'run', 'rows', 'trainings', 'beyond', 'best', 'half_time', 'half_times', 'exponents', 'later',
+           'mean', 'claims', 'few_claim', 'onset_claim', 'before_claim', 'halves_claim', 'published_claim',
            'range_claim']
 
 # %% ../../nbs/experiments/38_memorization_in_training.ipynb #config
@@ -82,8 +82,6 @@ def asked(model, c: Case) -> tuple[dict, dict]: # numbers; what two models are c
     return (dict(train=mean(c.seen), held_out=mean(c.held_out[:cfg.scored]), copies=copies.copy_rate.mean, distance=copies.distance.mean),
             dict(histogram=(histogram*65535).round().int(), drawn=drawn[:cfg.compared]))
 
-def rounded(row: dict, digits: int = 4) -> dict: return {k: round(v, digits) if isinstance(v, float) else v for k, v in row.items()}
-
 # %% ../../nbs/experiments/38_memorization_in_training.ipynb #course
 def course(c: Case, width: int, seed: int) -> dict:
     "Train one network, and look at it on its way."
@@ -97,7 +95,7 @@ def course(c: Case, width: int, seed: int) -> dict:
         rows.append(dict(step=step, apart=divergence(network, c.seen, exact, c.gamma), **numbers, completed=e.train[0].mean, completed_held_out=e.held_out[0].mean))
         others.append(other)
     fit(network, c.bank, cfg.looks[-1], cfg.batch_size, cfg.lr, seed, watch=look, every=cfg.looks[0], options=Options('constant', ema=cfg.ema))
-    return dict(rows=[*map(rounded, rows)], others=others)
+    return dict(rows=[rounded(r, 4) for r in rows], others=others)
 
 # %% ../../nbs/experiments/38_memorization_in_training.ipynb #end
 def end(c: Case) -> dict:
@@ -105,7 +103,7 @@ def end(c: Case) -> dict:
     numbers, other = asked(c.optimum, c)
     chance = copy_evidence(c.held_out[:c.cfg.honest].cpu(), c.bank.cpu(), c.bits, c.eps).copy_rate.mean
     counting = min(EmpiricalARVM(c.optimum.bank, e).nll(c.held_out[:c.cfg.scored], g).mean().item() for g in (0, 1, 2) for e in c.cfg.eps_grid)
-    return dict(row=rounded(dict(**numbers, chance=chance, counting=counting)), other=other)
+    return dict(row=rounded(dict(**numbers, chance=chance, counting=counting), 4), other=other)
 
 # %% ../../nbs/experiments/38_memorization_in_training.ipynb #agree
 def variation(a: dict, b: dict) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..arvm import EmpiricalARVM, Samples
 from ..bank import Bank
 from ..copying import coherence, copy_evidence, excess_rate, main_share, run_lengths, sources_per_image
-from ..experiment import Claim, Lab, TokenSet, as_json, chosen, judged, over_seeds, tokens_of
+from ..experiment import Claim, Lab, TokenSet, as_json, chosen, judged, over_seeds, rounded, tokens_of
 from ..likelihood import best_radius, crossing, likelihoods, prefix_extraction
 from ..quality import classifier_features, fid, kid
 from ..references import through_flips
@@ -129,7 +129,7 @@ def run(cfg: Config, lab: Lab) -> dict:
             lab.say(f"seed {seed}, {MODES[mode]}: copies {[round(r['copies'], 2) for r in here]}, γ° = {radii[-1]['best'].value:g}, γ* = {copying_at:.2g}")
         if seed == cfg.seeds[0]:
             shown = [lab.piece(f'pictures, γ = {g}', lambda: pictures(c, t, g, cfg.pictures), depends, seed, g, cfg.pictures) for g in cfg.shown]
-    rows = [{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+    rows = [rounded(r) for r in rows]
     return dict(n=len(c.train), bits=t.bits, eps=t.eps, rows=rows, references=beside, radii=radii, pictures=shown)
 
 # %% ../../nbs/experiments/33_observation_range.ipynb #claims

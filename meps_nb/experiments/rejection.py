@@ -13,7 +13,7 @@ from torch import Tensor
 from ..arvm import EmpiricalARVM
 from ..bank import Bank
 from ..copying import Interval, copy_evidence, main_share
-from ..experiment import Claim, Lab, TokenSet, as_json, chosen, judged, over_seeds, tokens_of
+from ..experiment import Claim, Lab, TokenSet, as_json, chosen, judged, over_seeds, rounded, tokens_of
 from ..neighbours import neighbours
 from ..quality import classifier_features, fid, kid
 from ..references import through_flips
@@ -136,7 +136,7 @@ def run(cfg: Config, lab: Lab) -> dict:
         l1.append(lab.piece(f'seed {seed}, nearest by L1', lambda: by_l1(c, t, cfg), depends, seed))
         graded += lab.piece(f'seed {seed}, FID', lambda: grades(c, t, real(c), features(), cfg), depends, seed)
         lab.say(f"seed {seed}: accepted at {cfg.published:g} dB, over γ: {[round(r['accepted'], 3) for r in rows if (r['seed'], r['set'], r['threshold']) == (seed, 'samples', cfg.published)]}")
-    rows = [{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+    rows = [rounded(r) for r in rows]
     return dict(bits=t.bits, eps=t.eps, rows=rows, l1=l1, graded=graded)
 
 # %% ../../nbs/experiments/39a_rejection.ipynb #claims

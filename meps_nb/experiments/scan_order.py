@@ -13,7 +13,7 @@ from torch import Tensor
 from ..arvm import EmpiricalARVM
 from ..bank import Bank
 from ..copying import coherence, copy_evidence, excess_rate, main_share, sources_per_image
-from ..experiment import Claim, Lab, TokenSet, chosen, judged, over_seeds, tokens_of
+from ..experiment import Claim, Lab, TokenSet, chosen, judged, over_seeds, rounded, tokens_of
 from ..references import through_flips
 from ..settings import GLOBAL, load_preset
 
@@ -107,7 +107,7 @@ def run(cfg: Config, lab: Lab) -> dict:
         for seed in cfg.seeds:
             settings = asdict(s), asdict(cfg) | dict(gammas=(), seeds=cfg.seeds[:1])
             found = lab.piece(f'{order}, γ = {gamma}, seed {seed}', lambda: one(t, seen, pictures, order, gamma, seed, cfg), *settings)
-            rows.append({k: round(v, 5) if isinstance(v, float) else v for k, v in found['row'].items()})
+            rows.append(rounded(found['row']))
             if found['map']: maps.setdefault(order, []).append(found['map'])
             if found['shown']: shown[order] = found['shown']
         r = rows[-1]
